@@ -1,0 +1,1 @@
+"""RUNS: processes, adapters, the command line, the inbox, and the wiring between them."""

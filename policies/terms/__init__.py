@@ -1,0 +1,1 @@
+"""The nouns of Myelin, one file each; no verb lives here."""

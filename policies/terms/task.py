@@ -1,0 +1,126 @@
+"""A task pinned to its inputs: a job that ends, or a server that stays, as an engine is asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from policies.terms.digest import Digest
+
+Kept = Literal["model", "data"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A program that runs once and ends. Its name is derived from its inputs: starting it twice starts it once."""
+
+    name: str
+    """At most 63 characters of `[a-z0-9-]`."""
+    axon: str
+    task: str
+    image: Digest
+    args: tuple[str, ...] = ()
+    """Appended to the image's entrypoint."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """The environment contract except for the paths, which only the engine knows."""
+    data: tuple[Digest, ...] = ()
+    """Data artifacts laid over each other, later ones win, in the folder that `DATA_PATH` names."""
+    earlier_data: Mapping[str, Digest] = field(default_factory=dict)
+    """Task name -> its data, each in a folder that `DATA_PATH_<TaskName>` names."""
+    model: Digest | None = None
+    """A model artifact to start from, in the folder that `MODEL_PATH` names."""
+    keeps: tuple[Kept, ...] = ()
+    """Which of its folders become artifacts when it succeeded."""
+    event: Mapping[str, Any] | None = None
+    """The event that made it due, as a JSON file that `EVENT_PATH` names."""
+    timeout_seconds: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """What one look at a job found."""
+
+    name: str
+    phase: Literal["running", "succeeded", "failed"]
+    exit_code: int | None = None
+    reason: str = ""
+    """`ExitCode`, `TimedOut`, `Lost`, `CannotStart` or `Stopped` when it failed."""
+    message: str = ""
+    """One line for a person, with the last line that the program printed where that helps."""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    report: tuple[Mapping[str, Any], ...] = ()
+    """Lines that the program reported, in order; see `runtime/myelin/report.py`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """A program that stays up. A server of the same name with other content replaces the old one."""
+
+    name: str
+    """At most 63 characters of `[a-z0-9-]`."""
+    image: Digest
+    command: tuple[str, ...] = ()
+    """Instead of the image's entrypoint, e.g. `("python", "-m", "myelin.proxy")`; empty: the image's own."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[Digest, ...] = ()
+    model: Digest | None = None
+    config: Mapping[str, Any] | None = None
+    """A JSON document whose path `MYELIN_CONFIG` names. A change of it alone never restarts the server."""
+    port: int | None = None
+    """Port wanted on the engine's address; None: any, kept while the name lives. The server finds it in `PORT`."""
+    health_path: str = "/health"
+    metrics_path: str = "/metrics"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerState:
+    """What one look at a server found."""
+
+    name: str
+    phase: Literal["starting", "ready", "failed"]
+    address: str
+    """`127.0.0.1:8080`, without scheme."""
+    image: Digest
+    restarts: int = 0
+    reason: str = ""
+    """`PortInUse`, `ExitCode`, `NotHealthy`, `CannotStart` …"""
+    message: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """What an image is built from. Equal specs give equal bytes."""
+
+    repository: str
+    """Repository name within the registry, `[a-z0-9._/-]`."""
+    commit: str
+    """Commit of the watched repository whose files go in."""
+    folder: str
+    """Folder of that commit, no leading or trailing slash; empty: the whole tree."""
+    tree: str
+    """Git tree id of that folder, 40 hexadecimal characters."""
+    base: str = "host"
+    builder: str = "python"
+    """`python` (wheels and source) or `dockerfile`."""
+    dockerfile: str = ""
+    event_set: str = ""
+    """For the tag and provenance; no part of the identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageState:
+    """What one look at an image found."""
+
+    phase: Literal["building", "built", "failed"]
+    digest: Digest | None = None
+    reason: str = ""
+    message: str = ""
+    """Progress while building; the fault when failed."""
+    materials: Mapping[str, Any] = field(default_factory=dict)
+    """What went in: base, lock digest, wheels; goes into the ledger and the provenance."""

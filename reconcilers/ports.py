@@ -1,0 +1,305 @@
+"""What we ask of the outside: one Protocol for each thing that can fail, and the frozen bundle of them.
+
+Every method raises only the classes of `policies.errors`; adapters translate foreign exceptions once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from policies.terms.digest import Digest
+from policies.terms.document import LoadedDocument
+from policies.terms.event import Alert, Event
+from policies.terms.record import Entry, Statement
+from policies.terms.revision import CommitFacts
+from policies.terms.task import ImageSpec, ImageState, JobSpec, JobState, ServerSpec, ServerState
+from policies.terms.trial import Experiment, Tell
+
+
+class Clock(Protocol):
+    """The one source of time."""
+
+    def now(self) -> datetime:
+        """This instant, aware, UTC."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeFile:
+    """One file of a commit."""
+
+    path: str
+    """From the root of the repository."""
+    blob: str
+    """Git object id."""
+    executable: bool
+    symlink: bool
+    size_bytes: int
+
+
+class Repository(Protocol):
+    """A Git repository: read at pinned commits, written by compare-and-swap."""
+
+    url: str
+
+    def fetch(self, branch: str) -> str:
+        """Bring the branch here and return its tip, 40 hexadecimal characters; empty when it has no commit.
+
+        Raises:
+            SilentError: The repository does not answer or is not there.
+            RefusedError: It refuses access.
+        """
+        ...
+
+    def facts(self, *, since: str, until: str) -> tuple[CommitFacts, ...]:
+        """All commits reachable from `until` and not from `since`, parents before children.
+
+        An empty `since` means from the roots.
+        """
+        ...
+
+    def tree_id(self, commit: str, path: str) -> str:
+        """Git object id of the folder or file at `path` in `commit`; empty when there is none."""
+        ...
+
+    def files(self, commit: str, folder: str = "") -> tuple[TreeFile, ...]:
+        """All files below `folder` in `commit`, sorted by path."""
+        ...
+
+    def read(self, commit: str, path: str) -> bytes:
+        """Content of one file.
+
+        Raises:
+            DesiredStateError: There is no such file in that commit.
+        """
+        ...
+
+    def read_many(self, commit: str, paths: Sequence[str]) -> Mapping[str, bytes]:
+        """Contents of several files at once; a path that is not there is left out."""
+        ...
+
+    def push(self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime) -> str:
+        """Commit `changes` (None removes) on `parent`, signed by the controller's key, and push it by compare-and-swap.
+
+        Args:
+            branch: Branch to move.
+            parent: The commit that its tip must still be; empty when the branch must not exist yet.
+            changes: Path -> new content.
+            message: Commit message with trailers.
+            at: Author and committer instant.
+        Returns:
+            The new commit.
+        Raises:
+            ConflictError: The branch moved meanwhile.
+            RefusedError: The server refuses the push.
+            SilentError: The server does not answer.
+        """
+        ...
+
+
+class Ledger(Protocol):
+    """Append-only statements: a write-ahead log on disk, pushed to the branch `myelin/ledger`."""
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, pushed ones and those still in the write-ahead log, in order."""
+        ...
+
+    def record(self, statements: Sequence[Statement]) -> tuple[Entry, ...]:
+        """Append, signed and chained, and return once they are safe on disk. Known keys are passed over."""
+        ...
+
+    def push(self) -> int:
+        """Push what is only in the write-ahead log, as one commit; return the number of entries pushed.
+
+        Raises:
+            OutsideError: They stay in the write-ahead log, in order.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Where jobs and servers run. Both outlive the controller."""
+
+    def start(self, spec: JobSpec) -> None:
+        """Start a job; one of that name that runs or ended already is left alone.
+
+        Raises:
+            OutsideError: It could not be started now (full disk, no process left).
+            TrustError: The image is not what its digest or signature says.
+        """
+        ...
+
+    def jobs(self) -> Mapping[str, JobState]:
+        """All jobs that have not been removed, by name."""
+        ...
+
+    def collect(self, name: str) -> Mapping[str, Digest]:
+        """Keep the folders that a succeeded job was asked to keep: `{"model": digest, "data": digest}`.
+
+        Raises:
+            OutsideError: No such job, or the store failed.
+        """
+        ...
+
+    def stop(self, name: str) -> None:
+        """End a job and all its processes; it becomes `failed`, reason `Stopped`. Unknown names are passed over."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget a job and its folder, after its record is safe."""
+        ...
+
+    def logs(self, name: str, *, last_bytes: int = 65536) -> str:
+        """The end of what a job or server printed."""
+        ...
+
+    def serve(self, spec: ServerSpec) -> None:
+        """Make a server be there as the spec says: start, replace, hand it a new config, or leave it alone."""
+        ...
+
+    def servers(self) -> Mapping[str, ServerState]:
+        """All servers, by name. One that died is started again, with pauses, by the next `serve`."""
+        ...
+
+    def retire(self, name: str) -> None:
+        """End a server and forget it. Unknown names are passed over."""
+        ...
+
+
+class Images(Protocol):
+    """Builds images, out of the pass's way."""
+
+    def look(self, spec: ImageSpec) -> ImageState | None:
+        """What is known of this image; None when nobody started to build it."""
+        ...
+
+    def start(self, spec: ImageSpec) -> None:
+        """Begin to build and sign it, unless that goes on or is done already. After a failure: try again."""
+        ...
+
+    def verify(self, digest: Digest) -> None:
+        """Check an image before it is loaded.
+
+        Raises:
+            TrustError: A blob is missing or changed, or no key of the project signed the digest.
+        """
+        ...
+
+
+class Sampler(Protocol):
+    """Draws configurations. A pure function of its arguments: nothing is kept between calls."""
+
+    def suggest(
+        self, experiment: Experiment, tells: Sequence[tuple[Tell, Mapping[str, Any]]], number: int
+    ) -> tuple[Mapping[str, Any], str]:
+        """Draw suggestion `number` after these results, in the order in which they were told.
+
+        Returns:
+            The configuration in the manifest's types, and its origin: `random`, `model` or `default`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An address whose metrics are read."""
+
+    address: str
+    path: str
+    labels: Mapping[str, str]
+    """Added to every series: axon, deployer, version, model, backend, job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRule:
+    """An alert trigger of a sensor."""
+
+    axon: str
+    sensor: str
+    trigger: str
+    condition: str
+    """PromQL, with `{{metric}}` already expanded."""
+    for_seconds: float = 0.0
+
+
+class Metrics(Protocol):
+    """Recent samples, and PromQL over them."""
+
+    def watch(self, targets: Sequence[Target]) -> None:
+        """From now on, read these addresses."""
+        ...
+
+    def alerts(self, rules: Sequence[AlertRule], now: datetime) -> tuple[Alert, ...]:
+        """Which conditions hold, one alert for each series, sorted."""
+        ...
+
+    def value(self, query: str, now: datetime) -> float | None:
+        """The first value that a query gives, None when there is none."""
+        ...
+
+
+class Inbox(Protocol):
+    """What came in by HTTP and is safe on disk, until a pass took it."""
+
+    def received(self) -> tuple[Event, ...]:
+        """Events of REST triggers, oldest first."""
+        ...
+
+    def taken(self, ids: Sequence[str]) -> None:
+        """Forget these, their record is safe."""
+        ...
+
+
+class Keys(Protocol):
+    """The controller's signing key. It never leaves the adapter."""
+
+    def public(self) -> str:
+        """The public key as `ssh-ed25519 AAAA…`, without comment."""
+        ...
+
+    def sign(self, data: bytes) -> str:
+        """Base64 of the signature over `data`."""
+        ...
+
+    def is_signed(self, data: bytes, signature: str, public: str) -> bool:
+        """Whether `signature` over `data` was made by the holder of `public`."""
+        ...
+
+
+class Documents(Protocol):
+    """YAML that people and the controller both edit."""
+
+    def render(self, value: Mapping[str, Any]) -> bytes:
+        """A new document."""
+        ...
+
+    def edit(self, text: bytes, value: Mapping[str, Any]) -> bytes:
+        """The document with `value` as content, keeping comments, order and quoting of what did not change."""
+        ...
+
+    def load(self, text: bytes, file: str) -> LoadedDocument:
+        """Read a document with its line numbers.
+
+        Raises:
+            DesiredStateError: Not YAML, with line and what was expected.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """All of the outside that one project's pass may touch."""
+
+    repository: Repository
+    ledger: Ledger
+    engine: Engine
+    images: Images
+    sampler: Sampler
+    metrics: Metrics
+    inbox: Inbox
+    keys: Keys
+    documents: Documents
+    clock: Clock
