@@ -1,0 +1,98 @@
+"""Identity: everything that can be named by its inputs is.
+
+Law: a name depends on its inputs alone, never on their order, the machine or the hour. See architecture.md 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from policies.canonical import digest_value, short_name
+from policies.terms.digest import Digest, digest_of
+from policies.terms.task import ImageSpec
+
+
+def axon_digest(manifest: Mapping[str, Any], trees: Mapping[str, str]) -> Digest:
+    """Name what an axon asks for.
+
+    Args:
+        manifest: The manifest after defaults, as `policies.parsing.defaulted` gives it.
+        trees: Source folder -> Git tree id; an empty id where the folder is missing.
+    """
+    return digest_value({"manifest": manifest, "trees": dict(trees)})
+
+
+def event_id(kind: str, axon: str, sensor: str, trigger: str, subject: Mapping[str, Any]) -> Digest:
+    """Name one occurrence of a trigger's circumstance.
+
+    Args:
+        kind: `Commit`, `Lifecycle`, `Calendar`, `Rest`, `Alert` or `Release`.
+        axon: The axon's name.
+        sensor: The sensor's name.
+        trigger: The trigger's name within the sensor.
+        subject: What makes the occurrence unique: the axon digest, a task run id and phase, a scheduled instant, an
+            alert's fingerprint and start, a CloudEvent's source and id.
+    """
+    return digest_value({"kind": kind, "axon": axon, "sensor": sensor, "trigger": trigger, "subject": subject})
+
+
+def event_set(events: Iterable[str]) -> Digest:
+    """Name the events that fired a sensor together; their order and repetitions do not matter."""
+    return digest_value(sorted(set(events)))
+
+
+def run_id(axon: str, digest: str, sensor: str, events: Iterable[str]) -> Digest:
+    """Name one firing of a sensor."""
+    return digest_value({"axon": axon, "axonDigest": digest, "sensor": sensor, "events": sorted(set(events))})
+
+
+def task_run_id(run: str, task: str) -> Digest:
+    """Name one step of a run."""
+    return digest_value({"run": run, "task": task})
+
+
+def trial_run_id(task_run: str, trial: str, rung: int) -> Digest:
+    """Name one trial of a tuning run at one rung."""
+    return digest_value({"taskRun": task_run, "trial": trial, "rung": rung})
+
+
+def image_identity(spec: ImageSpec) -> Digest:
+    """Name what an image is built from: commit and event set only label it, equal content keeps one name."""
+    return digest_value(
+        {
+            "repository": spec.repository,
+            "tree": spec.tree,
+            "base": spec.base,
+            "builder": spec.builder,
+            "dockerfile": spec.dockerfile,
+        }
+    )
+
+
+def version_id(*, commit: str, events: str, images: Iterable[str], models: Iterable[str]) -> str:
+    """Name a version: `v-` and 10 characters.
+
+    Args:
+        commit: 40 hexadecimal characters.
+        events: The event set's digest.
+        images: Image digests, in any order.
+        models: Model artifact digests, in any order.
+    """
+    return "v-" + short_name(
+        digest_value({"commit": commit, "eventSet": events, "images": sorted(set(images)), "models": sorted(set(models))})
+    )
+
+
+def object_name(*parts: str, limit: int = 63) -> str:
+    """A name of `[a-z0-9-]` for a job or server.
+
+    Law: different parts give different names; a name that would be too long or would lose characters ends in a digest
+    of its parts.
+    """
+    text = "-".join(parts)
+    plain = "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower()).strip("-")
+    if plain == text and len(plain) <= limit and "--" not in plain:
+        return plain
+    tail = short_name(digest_of("\0".join(parts).encode()), length=8)
+    return f"{plain[: limit - 9].strip('-')}-{tail}"

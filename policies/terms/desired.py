@@ -1,0 +1,56 @@
+"""Desired state: what one trusted revision asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policies.errors import Fault
+from policies.terms.axon import Axon
+from policies.terms.project import Project
+from policies.terms.release import Release
+from policies.terms.revision import Revision
+from policies.terms.version import Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredAxon:
+    """An axon that can be read, with the names of what it is built from."""
+
+    name: str
+    file: str
+    document: Axon
+    digest: str
+    trees: Mapping[str, str]
+    """Source folder -> Git tree id; empty where the folder is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredState:
+    """Everything a pass works towards."""
+
+    revision: Revision
+    """The newest trusted commit."""
+    tip: str
+    """The branch's tip; differs from the revision's commit while it is not trusted."""
+    project: Project
+    axons: Mapping[str, DesiredAxon] = field(default_factory=dict)
+    releases: Mapping[tuple[str, str], Release] = field(default_factory=dict)
+    """(axon, deployer) -> its release."""
+    release_files: Mapping[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
+    """(axon, deployer) -> path and text of its release."""
+    versions: Mapping[str, Version] = field(default_factory=dict)
+    """Version id -> its record."""
+    faults: tuple[Fault, ...] = ()
+    """All that is wrong with the documents of this revision."""
+    warnings: tuple[Fault, ...] = ()
+    """Mistakes that do not stop anything."""
+    trust_fault: str = ""
+    """Why the tip is not trusted; empty when it is."""
+    unsigned: int = 0
+    """Unsigned commits that were accepted because the pin allows it."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the tip itself is the revision worked from."""
+        return not self.trust_fault
