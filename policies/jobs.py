@@ -1,0 +1,185 @@
+"""A task of a run -> the job that does it: image, environment, data and the digest of all of its inputs.
+
+Law: equal inputs give an equal inputs digest, so an earlier equal result is found; ids and instants are no inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from policies.canonical import digest_value, short_name
+from policies.errors import DesiredStateError
+from policies.identity import object_name
+from policies.sources import build_folder
+from policies.terms.axon import Axon, EnvVar, ImageBuild, Task
+from policies.terms.desired import DesiredAxon
+from policies.terms.digest import Digest
+from policies.terms.event import Event
+from policies.terms.observed import Recorded
+from policies.terms.run import Run, TaskRun
+from policies.terms.task import ImageSpec, JobSpec, Kept
+
+_PARAMETER = re.compile(r"\{\{\s*workflow\.parameters\.([A-Za-z0-9_.-]+)\s*\}\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What jobs and servers are told of where they are."""
+
+    namespace: str = "default"
+    inbox: str = ""
+    """`http://127.0.0.1:8090`, without slash at the end; empty when nothing listens."""
+    base: str = "host"
+    """Base image of the Python builder."""
+    proxy_ports: Mapping[str, int] | None = None
+    """`<axon>/<deployer>` -> port wanted for its proxy."""
+    kept_versions: int = 3
+    """How many versions keep their own URL besides those with traffic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """What came before a task: its data, and each earlier task's own."""
+
+    data: tuple[Digest, ...]
+    by_task: Mapping[str, Digest]
+
+
+def upstream(run: Run, before: Sequence[TaskRun], recorded: Recorded) -> Upstream:
+    """Data that a task of `run` starts from.
+
+    Args:
+        run: The run.
+        before: Tasks of earlier groups of the run, in order.
+        recorded: Where the tasks behind the run's lifecycle events are found.
+    """
+    causes = [recorded.tasks.get(str(recorded.events[event].data.get("taskRun", ""))) for event in run.events]
+    tasks = [task for task in causes if task is not None] + list(before)
+    data: tuple[str, ...] = ()
+    by_task: dict[str, Digest] = {}
+    for task in tasks:
+        if not task.data:
+            continue
+        # A container's data folder began with what was there before, so it replaces it; others add what they read.
+        data = task.data if task.kind == "container" else tuple(dict.fromkeys((*data, *task.data)))
+        if task.kind == "container":
+            by_task[task.task] = Digest(task.data[-1])
+    return Upstream(data=tuple(Digest(item) for item in data), by_task=by_task)
+
+
+def image_spec(axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings) -> ImageSpec:
+    """The image that a task is built as.
+
+    Raises:
+        DesiredStateError: Its source folder cannot be found.
+    """
+    folder = build_folder(axon.document, build)
+    tree = axon.trees.get(folder, "")
+    if not tree:
+        raise DesiredStateError(f"folder {folder}: expected source to build from, there is none in this commit", reason="FolderMissing")
+    dockerfile = build.dockerfile.path if build.dockerfile is not None else ""
+    return ImageSpec(
+        repository=build.repository_name or axon.name,
+        commit=run.commit,
+        folder=folder,
+        tree=tree,
+        base=around.base,
+        builder="dockerfile" if dockerfile else "python",
+        dockerfile=dockerfile,
+        event_set=run.event_set,
+    )
+
+
+def environment(axon: Axon, env: Sequence[EnvVar]) -> dict[str, str]:
+    """A task's own environment, with `{{workflow.parameters.NAME}}` expanded.
+
+    Raises:
+        DesiredStateError: A parameter that the axon does not declare.
+    """
+    known = {parameter.name: parameter.value for parameter in axon.spec.parameters}
+
+    def expand(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise DesiredStateError(f"{{{{workflow.parameters.{match[1]}}}}}: no parameter of that name in spec.parameters")
+        return str(known[match[1]])
+
+    return {item.name: _PARAMETER.sub(expand, item.value or "") for item in env}
+
+
+def identity_environment(axon: str, task: str, task_run: str, job: str, around: Surroundings) -> dict[str, str]:
+    """Who a job is and whom it may talk to, see axon-reference 6; no secret among it."""
+    told = {
+        "AXON_NAME": axon,
+        "NAMESPACE": around.namespace,
+        "MYELIN_NAMESPACE": around.namespace,
+        "TASK_ID": task_run,
+        "TASK_NAME": task,
+        "MYELIN_POD_NAME": job,
+    }
+    if around.inbox:
+        told |= {
+            "PUSHGATEWAY_URL": around.inbox,
+            "PUSHGATEWAY_NAMESPACE": around.namespace,
+            "TRAIN_CONTROLLER_URL": f"{around.inbox}/trials/{job}",
+            "ADMIN_URL": around.inbox,
+        }
+    return told
+
+
+def inputs_digest(*, image: str, env: Mapping[str, str], before: Upstream, event: Event | None, extra: Any = None) -> str:
+    """Name all that a task's result depends on."""
+    return digest_value(
+        {
+            "image": image,
+            "env": dict(env),
+            "data": list(before.data),
+            "earlier": dict(before.by_task),
+            "event": event.id if event else "",
+            "extra": extra,
+        }
+    )
+
+
+def cause(run: Run, recorded: Recorded) -> Event | None:
+    """The event whose content tasks may read: one that came from outside of the repository and the flow itself."""
+    for event in (recorded.events[item] for item in run.events):
+        if event.kind in ("Rest", "Calendar", "Alert"):
+            return event
+    return None
+
+
+def job_spec(
+    axon: DesiredAxon,
+    task: Task,
+    task_run: str,
+    *,
+    image: Digest,
+    env: Mapping[str, str],
+    before: Upstream,
+    event: Event | None,
+    keeps: tuple[Kept, ...],
+    around: Surroundings,
+    loss_metric: str = "",
+    timeout_seconds: float | None = None,
+) -> JobSpec:
+    """The job of a task run."""
+    name = object_name(axon.name, task.name, short_name(Digest(task_run)))
+    told = identity_environment(axon.name, task.name, task_run, name, around)
+    if loss_metric:
+        told["LOSS_METRIC"] = loss_metric
+    return JobSpec(
+        name=name,
+        axon=axon.name,
+        task=task.name,
+        image=image,
+        env={**env, **told},
+        data=before.data,
+        earlier_data=before.by_task,
+        keeps=keeps,
+        event=dict(event.data) if event else None,
+        timeout_seconds=timeout_seconds,
+        labels={"axon": axon.name, "task": task.name, "taskRun": task_run},
+    )

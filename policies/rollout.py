@@ -1,0 +1,112 @@
+"""The next share of each version: a candidate comes in, a bad one goes out.
+
+Laws: the shares of a release sum to 100 or there are none; a version on hold is never given traffic; a person's
+shares of other versions keep their proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from policies.terms.release import Hold, Release, ReleaseMetadata, ReleaseSpec, Share
+from policies.terms.verdict import Verdict
+
+
+def promote(
+    release: Release | None,
+    *,
+    axon: str,
+    deployer: str,
+    version: str,
+    weights: Mapping[int, int],
+    shadow_index: int | None,
+    earlier: Sequence[str],
+) -> Release | Verdict:
+    """Let a new version in, with the share that the deployer's rollout gives to the newest.
+
+    Args:
+        release: What the release says now; None before the first version.
+        axon: The axon's name.
+        deployer: The deployer's name.
+        version: The new version.
+        weights: Index by recency (0 is the new version) -> weight; empty: everything to the new one. Indices that
+            no version has are left out, and the rest fills up to 100.
+        shadow_index: Index of the version that gets mirrored traffic, None for none.
+        earlier: Versions of this deployer before it, newest first.
+    """
+    spec = release.spec if release else ReleaseSpec()
+    held = {hold.version for hold in spec.holds}
+    if version in held:
+        return Verdict(answer="hold", reasons=(f"{version} is on hold in the release",))
+    served = [name for name in earlier if name not in held and name != version]
+    order = [version, *served]
+    wanted = {order[index]: weight for index, weight in (weights or {0: 100}).items() if index < len(order) and weight > 0}
+    if not wanted:
+        wanted = {version: 100}
+    shadow = order[shadow_index] if shadow_index is not None and shadow_index < len(order) else ""
+    if shadow in wanted:
+        shadow = ""
+    return _release(axon, deployer, _to_hundred(wanted, order), shadow, spec.holds)
+
+
+def roll_back(
+    release: Release,
+    *,
+    version: str,
+    reason: str,
+    alert: str,
+    since: datetime,
+    earlier: Sequence[str],
+) -> Release | Verdict:
+    """Take a version out of traffic and put it on hold.
+
+    Its share goes to the versions that stay, in their proportion; where none stays, everything goes back to the
+    newest earlier version that is not on hold.
+
+    Args:
+        release: What the release says now.
+        version: The version to take out.
+        reason: The alert's name, value and threshold, for people.
+        alert: Event id of the alert.
+        since: When it began to fire.
+        earlier: Other versions of this deployer, newest first.
+    Returns:
+        The new release; a verdict when there is nothing to go back to or nothing to do.
+    """
+    if any(hold.version == version for hold in release.spec.holds):
+        return Verdict(answer="hold", reasons=(f"{version} is on hold already",))
+    held = {hold.version for hold in release.spec.holds}
+    stays = {share.version: share.share for share in release.spec.traffic if share.version != version and share.share > 0}
+    if not stays:
+        candidates = [name for name in earlier if name != version and name not in held]
+        if not candidates:
+            return Verdict(answer="deny", reasons=(f"{version} is the only version: there is none to go back to",))
+        stays = {candidates[0]: 100}
+    shadow = "" if release.spec.shadow == version else release.spec.shadow
+    holds = (*release.spec.holds, Hold(version=version, reason=reason, alert=alert, since=since))
+    order = [share.version for share in release.spec.traffic if share.version in stays] or list(stays)
+    return _release(release.metadata.axon, release.metadata.name, _to_hundred(stays, order), shadow, holds)
+
+
+def _release(axon: str, deployer: str, shares: Mapping[str, int], shadow: str, holds: Sequence[Hold]) -> Release:
+    return Release(
+        metadata=ReleaseMetadata(name=deployer, axon=axon),
+        spec=ReleaseSpec(
+            traffic=tuple(Share(version=version, share=share) for version, share in shares.items()),
+            shadow=shadow,
+            holds=tuple(holds),
+        ),
+    )
+
+
+def _to_hundred(weights: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
+    total = sum(weights.values())
+    names = [name for name in order if name in weights]
+    exact = {name: weights[name] * 100 for name in names}
+    shares = {name: exact[name] // total for name in names}
+    # The largest remainders take what rounding left over, earlier in order first, so that the sum is 100.
+    rest = sorted(names, key=lambda name: (-(exact[name] % total), names.index(name)))
+    for name in rest[: 100 - sum(shares.values())]:
+        shares[name] += 1
+    return shares

@@ -1,0 +1,169 @@
+"""Which events are due to be written down, and which sensors fire on those that were.
+
+Law: an event fires a sensor once; the order in which events came does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from policies.alerts import fingerprint
+from policies.identity import event_id, event_set, run_id
+from policies.terms.axon import Sensor, Trigger
+from policies.terms.desired import DesiredAxon
+from policies.terms.event import Alert, Event
+from policies.terms.observed import Observed, Recorded
+from policies.terms.run import Run
+
+COMMIT_TRIGGER = "commit"
+"""Name of the trigger that a sensor without triggers has."""
+
+
+def triggers_of(sensor: Sensor) -> tuple[tuple[str, Trigger | None], ...]:
+    """A sensor's triggers with the names that events carry; None stands for a new axon digest."""
+    if not sensor.triggers:
+        return ((COMMIT_TRIGGER, None),)
+    return tuple((trigger.name or f"{trigger.type}-{index}", trigger) for index, trigger in enumerate(sensor.triggers))
+
+
+def is_commit(trigger: Trigger | None) -> bool:
+    """Whether a trigger waits for a new axon digest."""
+    return trigger is None or trigger.type == "Commit"
+
+
+def due_events(axon: DesiredAxon, observed: Observed, now: datetime) -> Iterator[Event]:
+    """Occurrences that hold now and are not recorded yet."""
+    recorded = observed.recorded
+    for sensor in axon.document.spec.sensors:
+        for name, trigger in triggers_of(sensor):
+            found: list[Event] = []
+            if is_commit(trigger):
+                subject = {"axonDigest": axon.digest}
+                found = [_event("Commit", axon.name, sensor.name, name, subject, now)]
+            elif trigger is not None and trigger.type == "Lifecycle":
+                found = list(_lifecycle(axon, sensor, name, trigger, recorded, now))
+            elif trigger is not None and trigger.type == "Alert":
+                found = list(_alerts(axon, sensor, name, observed))
+            elif trigger is not None and trigger.type == "Rest":
+                found = [
+                    event
+                    for event in observed.received
+                    if (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in ("", name)
+                ]
+            yield from (event for event in found if event.id not in recorded.events)
+
+
+def ended_alerts(axon: DesiredAxon, observed: Observed) -> Iterator[Event]:
+    """Recorded alerts whose condition does not hold any more."""
+    holding = {fingerprint(alert) for alert in observed.alerts if alert.axon == axon.name}
+    for event in observed.recorded.events.values():
+        if event.kind == "Alert" and event.axon == axon.name and event.id not in observed.recorded.resolved:
+            if event.data.get("fingerprint") not in holding:
+                yield event
+
+
+def fired(axon: DesiredAxon, recorded: Recorded, now: datetime) -> Iterator[Run]:
+    """Runs that are due: sensors whose triggers all (or any) have an event that no run of theirs used."""
+    for sensor in axon.document.spec.sensors:
+        if _is_resting(axon.name, sensor, recorded, now):
+            continue
+        used = {
+            event
+            for run in recorded.runs.values()
+            if run.axon == axon.name and run.sensor == sensor.name and not run.superseded
+            for event in run.events
+        }
+        fresh: dict[str, list[Event]] = {name: [] for name, _ in triggers_of(sensor)}
+        for event in recorded.events.values():
+            if (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in fresh and event.id not in used:
+                if _is_current(event, axon, recorded):
+                    fresh[event.trigger].append(event)
+        for events in _sets(fresh, sensor.when or "all"):
+            ids = tuple(sorted(event.id for event in events))
+            identity = run_id(axon.name, axon.digest, sensor.name, ids)
+            if identity not in recorded.runs:
+                yield Run(
+                    id=identity,
+                    axon=axon.name,
+                    sensor=sensor.name,
+                    events=ids,
+                    event_set=event_set(ids),
+                    axon_digest=axon.digest,
+                    commit="",
+                    started_at=now,
+                )
+
+
+def _sets(fresh: Mapping[str, list[Event]], when: str) -> Iterator[tuple[Event, ...]]:
+    if when == "any":
+        for events in fresh.values():
+            yield from ((event,) for event in events)
+    elif len(fresh) == 1:
+        # One trigger: every occurrence is a run of its own.
+        for events in fresh.values():
+            yield from ((event,) for event in events)
+    elif all(fresh.values()):
+        yield tuple(events[-1] for events in fresh.values())
+
+
+def _is_current(event: Event, axon: DesiredAxon, recorded: Recorded) -> bool:
+    """Events of an older axon digest fire nothing: the newer one has its own."""
+    if event.kind == "Commit":
+        return event.data.get("axonDigest") == axon.digest
+    if event.kind == "Lifecycle":
+        task = recorded.tasks.get(str(event.data.get("taskRun", "")))
+        run = recorded.runs.get(task.run) if task else None
+        return run is not None and run.axon_digest == axon.digest and not run.superseded
+    return True
+
+
+def _is_resting(axon: str, sensor: Sensor, recorded: Recorded, now: datetime) -> bool:
+    starts = sorted(run.started_at for run in recorded.runs.values() if run.axon == axon and run.sensor == sensor.name)
+    if starts and sensor.cooldown_seconds and now - starts[-1] < timedelta(seconds=sensor.cooldown_seconds):
+        return True
+    today = [at for at in starts if now - at < timedelta(days=1)]
+    return sensor.max_per_day is not None and len(today) >= sensor.max_per_day
+
+
+def _lifecycle(
+    axon: DesiredAxon, sensor: Sensor, name: str, trigger: Trigger, recorded: Recorded, now: datetime
+) -> Iterator[Event]:
+    phase = trigger.condition or "Succeeded"
+    for task in recorded.tasks.values():
+        run = recorded.runs.get(task.run)
+        if task.axon != axon.name or task.task != trigger.task or task.state != phase or run is None:
+            continue
+        if run.axon_digest == axon.digest and not run.superseded:
+            yield _event("Lifecycle", axon.name, sensor.name, name, {"taskRun": task.id, "phase": phase}, now)
+
+
+def _alerts(axon: DesiredAxon, sensor: Sensor, name: str, observed: Observed) -> Iterator[Event]:
+    active = {
+        event.data.get("fingerprint")
+        for event in observed.recorded.events.values()
+        if event.kind == "Alert" and event.id not in observed.recorded.resolved
+    }
+    for alert in observed.alerts:
+        if (alert.axon, alert.sensor, alert.trigger) == (axon.name, sensor.name, name) and fingerprint(alert) not in active:
+            yield _alert_event(alert)
+
+
+def _alert_event(alert: Alert) -> Event:
+    subject = {"fingerprint": fingerprint(alert), "since": alert.since.isoformat()}
+    event = _event("Alert", alert.axon, alert.sensor, alert.trigger, subject, alert.since)
+    data = {
+        **subject,
+        "condition": alert.condition,
+        "labels": dict(alert.labels),
+        "value": alert.value,
+        "threshold": alert.threshold,
+        "version": alert.version,
+    }
+    return replace(event, data=data)
+
+
+def _event(kind: str, axon: str, sensor: str, trigger: str, subject: Mapping[str, str], at: datetime) -> Event:
+    identity = event_id(kind, axon, sensor, trigger, subject)
+    return Event(id=identity, kind=kind, axon=axon, sensor=sensor, trigger=trigger, at=at, data=dict(subject))  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""A plan: ordered steps, each with its reason. A step says what is due; the deed of its kind does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from policies.terms.event import Event
+from policies.terms.release import Release
+from policies.terms.run import Run, TaskRun
+from policies.terms.task import ImageSpec, JobSpec, ServerSpec
+from policies.terms.trial import Experiment
+from policies.terms.version import Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What every step says of itself."""
+
+    axon: str
+    task: str = ""
+    reason: str
+    """Why it is due, for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordEvent(Step):
+    """An occurrence that nobody wrote down yet."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveAlert(Step):
+    """An alert that was recorded does not hold any more."""
+
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRun(Step):
+    """A sensor fired."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupersedeRun(Step):
+    """A newer revision does not need this run: its jobs are stopped."""
+
+    run: Run
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildImage(Step):
+    """An image that is not there yet, is being built or could not be built."""
+
+    image: ImageSpec
+    identity: str
+    phase: str
+    """`absent`, `building` or `failed`."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunJob(Step):
+    """A job to start, to wait for, or to take the result of."""
+
+    job: JobSpec
+    result: TaskRun
+    """How the record looks if it succeeds: names and inputs are filled in."""
+    loss_metric: str = ""
+    """Metric that the program must report; empty: it need not report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tune(Step):
+    """A tuning run to go on with."""
+
+    experiment: Experiment
+    job: JobSpec
+    """The trial's job without name, arguments and trial environment."""
+    result: TaskRun
+    loss_metric: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishTask(Step):
+    """A task whose end is decided: reused from an earlier equal one, or impossible."""
+
+    result: TaskRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deploy(Step):
+    """A version to bring up and, once it is ready, to commit with its share of traffic."""
+
+    version: Version
+    servers: tuple[ServerSpec, ...]
+    release: Release
+    """What the release will say."""
+    release_file: str
+    release_text: bytes
+    """What it says now; empty when it is new."""
+    result: TaskRun
+    started_at: datetime | None
+    """Since when its servers are being started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollBack(Step):
+    """A version to take out of traffic, by a commit."""
+
+    version: str
+    release: Release
+    release_file: str
+    release_text: bytes
+    result: TaskRun
+    event_id: str
+    text: str
+    """The alert's name, value and threshold in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve(Step):
+    """A server that must be there, as its spec says."""
+
+    server: ServerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire(Step):
+    """A server that nothing asks for any more."""
+
+    server: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked(Step):
+    """Something that cannot go on, or a part of Myelin that is not built yet; it only says so."""
+
+    subject: str
+    stalled: bool = True
+    word: str = "NotBuilt"
+    """The reason for machines."""
+
+
+AnyStep = (
+    RecordEvent
+    | ResolveAlert
+    | StartRun
+    | SupersedeRun
+    | BuildImage
+    | RunJob
+    | Tune
+    | FinishTask
+    | Deploy
+    | RollBack
+    | Serve
+    | Retire
+    | Blocked
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is due, in order."""
+
+    steps: tuple[AnyStep, ...]
