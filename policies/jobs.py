@@ -79,7 +79,9 @@ def image_spec(axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundi
     folder = build_folder(axon.document, build)
     tree = axon.trees.get(folder, "")
     if not tree:
-        raise DesiredStateError(f"folder {folder}: expected source to build from, there is none in this commit", reason="FolderMissing")
+        raise DesiredStateError(
+            f"folder {folder}: expected source to build from, there is none in this commit", reason="FolderMissing"
+        )
     dockerfile = build.dockerfile.path if build.dockerfile is not None else ""
     return ImageSpec(
         repository=build.repository_name or axon.name,
@@ -154,6 +156,7 @@ def cause(run: Run, recorded: Recorded) -> Event | None:
 def job_spec(
     axon: DesiredAxon,
     task: Task,
+    run: Run,
     task_run: str,
     *,
     image: Digest,
@@ -181,5 +184,5 @@ def job_spec(
         keeps=keeps,
         event=dict(event.data) if event else None,
         timeout_seconds=timeout_seconds,
-        labels={"axon": axon.name, "task": task.name, "taskRun": task_run},
+        labels={"axon": axon.name, "task": task.name, "run": run.id, "taskRun": task_run},
     )

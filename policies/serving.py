@@ -49,17 +49,23 @@ def model_servers(version: Version, around: Surroundings) -> tuple[ServerSpec, .
 
 
 def proxy_server(
-    release: Release, versions: Sequence[Version], servers: Mapping[str, ServerState], around: Surroundings
-) -> ServerSpec | None:
-    """The proxy of a deployer, with the versions that are ready; None while none is.
+    release: Release,
+    versions: Sequence[Version],
+    servers: Mapping[str, ServerState],
+    *,
+    program: Version,
+    around: Surroundings,
+) -> ServerSpec:
+    """The proxy of a deployer, with the versions that are ready.
 
     Args:
         release: Which version gets how much.
         versions: All versions that keep a URL, newest first.
         servers: What is running.
+        program: The version whose image the proxy runs from. The proxy is the same program in every image, so the
+            deployer's oldest one is taken: it stays, and the proxy is not restarted for a new version.
+        around: Where it runs.
     """
-    if not versions:
-        return None
     axon, deployer = release.metadata.axon, release.metadata.name
     ready = {version.metadata.name: entry for version in versions if (entry := _proxied(version, servers))}
     config = {
@@ -76,8 +82,7 @@ def proxy_server(
     name = proxy_name(axon, deployer)
     return ServerSpec(
         name=name,
-        # The proxy is the same program in every image; the oldest version's is the one that changes least.
-        image=Digest(versions[-1].spec.backends[0].image),
+        image=Digest(program.spec.backends[0].image),
         command=("python", "-m", "myelin.proxy"),
         env=identity_environment(axon, deployer, "", name, around),
         config=config,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
+
+from policies.terms.record import Statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +22,23 @@ class Outcome:
     """One line for a person."""
     look_again: bool = False
     """Whether the next pass has more to do at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Files to commit to the main branch, and what is true once they are there."""
+
+    subject: str
+    body: str
+    files: Mapping[str, bytes]
+    trailers: Mapping[str, Sequence[str]]
+    statements: tuple[Statement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """All that one attempt gives back: how it stands, what is now true, and what is to be committed."""
+
+    outcome: Outcome
+    statements: tuple[Statement, ...] = field(default=())
+    change: Change | None = None

@@ -54,6 +54,8 @@ class JobState:
     ended_at: datetime | None = None
     report: tuple[Mapping[str, Any], ...] = ()
     """Lines that the program reported, in order; see `runtime/myelin/report.py`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Those of its spec."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

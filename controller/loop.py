@@ -1,0 +1,166 @@
+"""The loop: one pass makes the observed state equal to the desired one, as far as it can be done now.
+
+A wake-up only says *look now*. Dying between any two lines and starting again gives the same commits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import assert_never
+
+from policies import planning
+from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, TrustError
+from policies.jobs import Surroundings
+from policies.terms.desired import DesiredState
+from policies.terms.observed import Observed
+from policies.terms.outcome import Outcome, Result
+from policies.terms.plan import (
+    AnyStep,
+    Blocked,
+    BuildImage,
+    Deploy,
+    FinishTask,
+    Plan,
+    RecordEvent,
+    ResolveAlert,
+    Retire,
+    RollBack,
+    RunJob,
+    Serve,
+    StartRun,
+    SupersedeRun,
+    Tune,
+)
+from policies.terms.revision import Pin
+from reconcilers import deploy, image, observe, publish, record, route, source, train, tune
+from reconcilers.ports import Ports
+
+
+@dataclass(slots=True)
+class Following:
+    """One project that is followed: what was pinned from outside, and what may be forgotten."""
+
+    branch: str
+    pin: Pin
+    around: Surroundings
+    memory: source.Memory = field(default_factory=source.Memory)
+    observed: Observed | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a pass came to."""
+
+    at: datetime
+    desired: DesiredState | None
+    observed: Observed | None
+    plan: Plan
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def look_again(self) -> bool:
+        """Whether there is more to do at once."""
+        return any(outcome.look_again for outcome in self.outcomes)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something runs, builds or starts that the next look may find ended."""
+        return any(outcome.state == "waiting" for outcome in self.outcomes)
+
+
+def run_pass(following: Following, ports: Ports) -> Report:
+    """Make it so, once."""
+    now = ports.clock.now()
+    desired, troubles = _desired(following, ports)
+    if desired is None:
+        return Report(at=now, desired=None, observed=following.observed, plan=Plan(steps=()), outcomes=tuple(troubles))
+    before = following.observed.recorded if following.observed else None
+    observed = observe.look(desired, ports, around=following.around, now=now, before=before)
+    following.observed = observed
+    plan = planning.plan(desired, observed, now=now, around=following.around)
+    results = [attempt(step, observed, ports, now) for step in plan.steps]
+    record.write(results, ports, now=now)
+    pushed = publish.push(desired, results, ports, now=now)
+    outcomes = (*troubles, *(result.outcome for result in results), *pushed)
+    return Report(at=now, desired=desired, observed=observed, plan=plan, outcomes=outcomes)
+
+
+def attempt(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
+    """Try one step; whatever goes wrong becomes an outcome, and the other steps go on."""
+    try:
+        return _act(step, observed, ports, now)
+    except ControllerError as error:
+        return Result(outcome=_outcome_of(error, _subject(step)))
+    except Exception as error:  # noqa: BLE001  the one place where a fault of ours must not stop the others
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        outcome = Outcome(state="stalled", subject=_subject(step), reason="Bug", message=f"a fault in Myelin itself: {text}")
+        return Result(outcome=outcome)
+
+
+def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
+    recorded = observed.recorded
+    match step:
+        case RecordEvent():
+            return record.event(step, ports)
+        case ResolveAlert():
+            return record.alert_ended(step, ports)
+        case StartRun():
+            return record.run(step, ports)
+        case SupersedeRun():
+            return record.supersede(step, ports)
+        case FinishTask():
+            return record.task(step, ports)
+        case BuildImage():
+            return image.build(step, ports)
+        case RunJob():
+            return train.run_job(step, ports)
+        case Tune():
+            task_run = step.experiment.id
+            return tune.advance(step, ports, asks=recorded.asks.get(task_run, ()), tells=recorded.tells.get(task_run, ()))
+        case Deploy():
+            return deploy.deploy(step, ports, now=now)
+        case RollBack():
+            return deploy.roll_back(step, ports)
+        case Serve():
+            return route.serve(step, ports)
+        case Retire():
+            return route.retire(step, ports)
+        case Blocked():
+            outcome = Outcome(
+                state="stalled" if step.stalled else "done",
+                subject=step.subject,
+                reason=step.word,
+                message=step.reason,
+            )
+            return Result(outcome=outcome)
+        case _:
+            assert_never(step)
+
+
+def _desired(following: Following, ports: Ports) -> tuple[DesiredState | None, list[Outcome]]:
+    """The desired state; the last known one while Git is away, so that what runs goes on."""
+    try:
+        desired = source.fetch(ports, branch=following.branch, pin=following.pin, memory=following.memory)
+    except ControllerError as error:
+        return following.memory.desired, [_outcome_of(error, following.branch)]
+    troubles = []
+    if desired.trust_fault:
+        troubles.append(
+            Outcome(state="stalled", subject=desired.revision.branch, reason="Untrusted", message=desired.trust_fault)
+        )
+    for fault in desired.faults:
+        troubles.append(Outcome(state="stalled", subject=fault.file, reason=fault.reason, message=str(fault)))
+    return desired, troubles
+
+
+def _outcome_of(error: ControllerError, subject: str) -> Outcome:
+    """The class of an error decides what happens next."""
+    if isinstance(error, (TrustError, DesiredStateError, RefusedError)):
+        return Outcome(state="stalled", subject=subject, reason=error.reason, message=error.message)
+    again = isinstance(error, ConflictError)
+    return Outcome(state="waiting", subject=subject, reason=error.reason, message=error.message, look_again=again)
+
+
+def _subject(step: AnyStep) -> str:
+    return f"{step.axon}/{step.task}" if step.task else step.axon

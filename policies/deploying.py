@@ -1,0 +1,361 @@
+"""Deployer and rollback tasks -> the version they make or unmake, and releases -> the servers that must be there.
+
+Law: what serves follows from releases and version records alone, so it comes back wherever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from policies.canonical import digest_value
+from policies.errors import DesiredStateError
+from policies.identity import image_identity, version_id
+from policies.jobs import Surroundings, environment, image_spec
+from policies.rollout import promote, roll_back
+from policies.serving import is_ready, model_servers, proxy_server
+from policies.sources import image_builds
+from policies.tasks import TaskContext, context_result, image_steps, replace_state
+from policies.terms.axon import BackendModel, Deployer, Model
+from policies.terms.desired import DesiredState
+from policies.terms.event import Event
+from policies.terms.observed import Observed
+from policies.terms.plan import AnyStep, Blocked, Deploy, FinishTask, Retire, RollBack, Serve
+from policies.terms.release import Release
+from policies.terms.run import TaskRun
+from policies.terms.task import ImageSpec
+from policies.terms.verdict import Verdict
+from policies.terms.version import BackendRecord, Version, VersionMetadata, VersionSpec
+
+
+def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
+    """What is due for a deployer of a run.
+
+    Raises:
+        DesiredStateError: It cannot be done as the manifest says.
+    """
+    deployer = context.entry.deployer
+    assert deployer is not None
+    name = f"deploy:{deployer.name}"
+    if unbuilt := _unbuilt(deployer, context.desired):
+        text = f"{unbuilt} of deployers not built into Myelin yet: nothing is deployed without it"
+        yield Blocked(axon=context.axon.name, task=name, reason=text, subject=f"{context.axon.name}/{name}")
+        return
+    backends: list[BackendRecord] = []
+    tasks: list[TaskRun] = []
+    for model in deployer.models:
+        for backend in model.backend_models:
+            serving = context.task(backend.deployer or "")
+            if serving.deploy is None:
+                raise DesiredStateError(f"backend {backend.name}: expected a deploy task, {backend.deployer} is none")
+            image = yield from image_steps(context, serving.name, serving.deploy)
+            if image is None:
+                continue
+            trained = _trained(context, backend)
+            tasks += [trained] if trained else []
+            env = environment(context.axon.document, serving.deploy.env)
+            backends.append(
+                BackendRecord(
+                    model=model.name,
+                    backend=backend.name,
+                    image=image,
+                    artifact=trained.model if trained else "",
+                    task_run=trained.id if trained else "",
+                    trial=trained.trial if trained else "",
+                    weight=_weight(model, backend.name),
+                    replicas=deployer.replicas or 1,
+                    env=env,
+                )
+            )
+    if len(backends) < sum(len(model.backend_models) for model in deployer.models):
+        return
+    routes = tuple(route.model_dump(mode="json", by_alias=True, exclude_none=True) for route in deployer.routes)
+    inputs = digest_value(
+        {
+            "deployer": deployer.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "backends": [backend.model_dump(mode="json", by_alias=True, exclude={"task_run", "trial"}) for backend in backends],
+        }
+    )
+    result = context_result(context, name, "deploy", inputs)
+    earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(inputs, ""))
+    if earlier is not None and earlier.version in context.desired.versions:
+        taken = replace(earlier, id=result.id, run=result.run, at=result.at, reused=earlier.id, reason="Reused")
+        yield FinishTask(axon=context.axon.name, task=name, reason=f"equal to {earlier.version}, which is there", result=taken)
+        return
+    yield from _deploy(context, deployer, name, backends, tasks, routes, result)
+
+
+def _deploy(
+    context: TaskContext,
+    deployer: Deployer,
+    name: str,
+    backends: Sequence[BackendRecord],
+    tasks: Sequence[TaskRun],
+    routes: tuple[dict[str, Any], ...],
+    result: TaskRun,
+) -> Iterator[AnyStep]:
+    axon, run = context.axon.name, context.run
+    others = versions_of(context.desired, axon, deployer.name)
+    release = context.desired.releases.get((axon, deployer.name))
+    version = Version(
+        metadata=VersionMetadata(
+            name=version_id(
+                commit=run.commit,
+                events=run.event_set,
+                images=(backend.image for backend in backends),
+                models=(backend.artifact for backend in backends if backend.artifact),
+            ),
+            axon=axon,
+        ),
+        spec=VersionSpec(
+            deployer=deployer.name,
+            commit=run.commit,
+            axon_digest=run.axon_digest,
+            event_set=run.event_set,
+            events=run.events,
+            run=run.id,
+            backends=tuple(backends),
+            routes=routes,
+            data=tuple(dict.fromkeys(digest for task in tasks for digest in task.data)),
+            parameters={key: value for task in tasks for key, value in task.parameters.items()},
+            metrics={key: value for task in tasks for key, value in task.metrics.items()},
+            parent=_parent(release, others),
+            created_at=context.now.replace(microsecond=0),
+            previous=_record_digest(_newest(context.desired, axon)),
+        ),
+    )
+    rule = deployer.rollout_spec[0] if deployer.rollout_spec else None
+    weights: dict[int, int] = {}
+    for destination in rule.destinations if rule else ():
+        index = destination.destination_index or 0
+        weights[index] = weights.get(index, 0) + int(destination.weight if destination.weight is not None else 100)
+    wanted = promote(
+        release,
+        axon=axon,
+        deployer=deployer.name,
+        version=version.metadata.name,
+        weights=weights,
+        shadow_index=rule.shadow.destination_index if rule and rule.shadow else None,
+        earlier=[item.metadata.name for item in others],
+    )
+    result = replace(result, version=version.metadata.name, metrics=version.spec.metrics)
+    if version.metadata.name in context.desired.versions:
+        yield FinishTask(axon=axon, task=name, reason=f"{version.metadata.name} is on the branch", result=result)
+        return
+    if isinstance(wanted, Verdict):
+        ended = replace_state(result, "Failed", "Held", "; ".join(wanted.reasons))
+        yield FinishTask(axon=axon, task=name, reason="the release does not want it", result=ended)
+        return
+    file, text = _release_file(context.desired, axon, deployer.name)
+    yield Deploy(
+        axon=axon,
+        task=name,
+        reason=f"{version.metadata.name} is made of what {run.sensor} waited for",
+        version=version,
+        servers=model_servers(version, context.around),
+        release=wanted,
+        release_file=file,
+        release_text=text,
+        result=result,
+        started_at=context.observed.recorded.deploying.get(context.id),
+    )
+
+
+def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
+    """What is due for a rollback task of a run."""
+    assert context.entry.rollback is not None
+    name, axon = f"rollback:{context.entry.rollback.deployer}", context.axon.name
+    result = context_result(context, name, "rollback", "")
+    event = context.observed.recorded.events[context.run.events[-1]]
+    current = context.desired.releases.get((axon, context.entry.rollback.deployer))
+    held = next((hold for hold in (current.spec.holds if current else ()) if hold.alert == event.id), None)
+    if held is not None:
+        ended = replace(result, version=held.version, message=held.reason)
+        yield FinishTask(axon=axon, task=name, reason=f"{held.version} is on hold on the branch", result=ended)
+        return
+    decided = decide_rollback(context.desired, axon, context.entry.rollback.deployer, event)
+    if isinstance(decided, Verdict):
+        # A hold says that there is nothing to do, a deny that nothing can be done.
+        state = "Succeeded" if decided.answer == "hold" else "Failed"
+        ended = replace_state(result, state, "NothingToRollBack", "; ".join(decided.reasons))
+        yield FinishTask(axon=axon, task=name, reason="no version to take out", result=ended)
+        return
+    version, release = decided
+    file, text = _release_file(context.desired, axon, context.entry.rollback.deployer)
+    yield RollBack(
+        axon=axon,
+        task=name,
+        reason=f"alert {event.sensor}: {alert_text(event)}",
+        version=version,
+        release=release,
+        release_file=file,
+        release_text=text,
+        result=replace(result, version=version, message=alert_text(event)),
+        event_id=event.id,
+        text=alert_text(event),
+    )
+
+
+def decide_rollback(desired: DesiredState, axon: str, deployer: str, event: Event) -> tuple[str, Release] | Verdict:
+    """Which version an alert takes out of traffic, and what the release then says."""
+    release = desired.releases.get((axon, deployer))
+    others = [item.metadata.name for item in versions_of(desired, axon, deployer)]
+    if release is None or not others:
+        return Verdict(answer="hold", reasons=("nothing is released",))
+    named = str(event.data.get("version") or "")
+    if named and named not in others:
+        return Verdict(answer="hold", reasons=(f"{named} is no version of {deployer}",))
+    served = [share.version for share in release.spec.traffic if share.share > 0]
+    version = named or next((item for item in others if item in served), "")
+    if version not in served:
+        return Verdict(answer="hold", reasons=(f"{version or 'no version'} has no traffic",))
+    decided = roll_back(
+        release,
+        version=version,
+        reason=alert_text(event),
+        alert=event.id,
+        since=event.at.replace(microsecond=0),
+        earlier=others,
+    )
+    return decided if isinstance(decided, Verdict) else (version, decided)
+
+
+def alert_text(event: Event) -> str:
+    """An alert's name, value and threshold, for people."""
+    value, threshold = event.data.get("value"), event.data.get("threshold")
+    text = f"{event.sensor}/{event.trigger}"
+    if isinstance(value, (int, float)):
+        text += f" value {value:.4g}"
+    if isinstance(threshold, (int, float)):
+        text += f", threshold {threshold:g}"
+    return f"{text}: {event.data.get('condition', '')}"
+
+
+def serving_steps(
+    desired: DesiredState, observed: Observed, around: Surroundings, before: Sequence[AnyStep]
+) -> Iterator[AnyStep]:
+    """Servers and proxies that releases ask for, and those that nothing asks for any more.
+
+    Args:
+        desired: Releases and version records.
+        observed: What runs.
+        around: Where it runs.
+        before: Steps planned already: a rollback among them counts at once, a version being deployed keeps its servers.
+    """
+    rolled = {(step.axon, step.release.metadata.name): step.release for step in before if isinstance(step, RollBack)}
+    needed: set[str] = {server.name for step in before if isinstance(step, Deploy) for server in step.servers}
+    for key in sorted(desired.releases):
+        release = rolled.get(key, desired.releases[key])
+        versions = versions_of(desired, *key)
+        kept = _kept(release, versions, around)
+        for version in kept:
+            for server in model_servers(version, around):
+                needed.add(server.name)
+                state = observed.servers.get(server.name)
+                if state is None or state.phase == "failed":
+                    yield Serve(axon=key[0], task=version.metadata.name, reason="the release asks for it", server=server)
+        if not kept:
+            continue
+        proxy = proxy_server(release, kept, observed.servers, program=versions[-1], around=around)
+        needed.add(proxy.name)
+        state = observed.servers.get(proxy.name)
+        stale = state is None or state.phase == "failed" or state.labels.get("config") != proxy.labels["config"]
+        # A proxy is not told of fewer versions while servers only restart: it finds out by itself and comes back.
+        if stale and (state is None or any(is_ready(version, observed.servers) for version in kept)):
+            yield Serve(axon=key[0], task=key[1], reason="its routes follow the release", server=proxy)
+    known = {axon for axon, _ in desired.releases} | set(desired.axons)
+    for name in sorted(observed.servers):
+        state = observed.servers[name]
+        if name not in needed and (state.labels.get("axon") in known or desired.is_trusted):
+            yield Retire(axon=state.labels.get("axon", ""), reason="nothing asks for it", server=name)
+
+
+def versions_of(desired: DesiredState, axon: str, deployer: str) -> list[Version]:
+    """Recorded versions of a deployer, newest first."""
+    found = [
+        version for version in desired.versions.values() if version.metadata.axon == axon and version.spec.deployer == deployer
+    ]
+    return sorted(found, key=lambda version: (version.spec.created_at, version.metadata.name), reverse=True)
+
+
+def _kept(release: Release, versions: Sequence[Version], around: Surroundings) -> list[Version]:
+    named = {share.version for share in release.spec.traffic if share.share > 0} | {release.spec.shadow}
+    recent = {version.metadata.name for version in versions[: around.kept_versions]}
+    return [version for version in versions if version.metadata.name in named | recent]
+
+
+def _trained(context: TaskContext, backend: BackendModel) -> TaskRun | None:
+    """The training whose model a backend serves: of the run's own events first, else the newest that succeeded."""
+    if not backend.trainer:
+        return None
+    recorded = context.observed.recorded
+    causes = (recorded.tasks.get(str(recorded.events[event].data.get("taskRun", ""))) for event in context.run.events)
+    found = [task for task in (*causes, *context.before) if task is not None and task.task == backend.trainer]
+    if not found:
+        found = [
+            task
+            for task in recorded.tasks.values()
+            if task.axon == context.axon.name and task.task == backend.trainer and task.state == "Succeeded"
+        ]
+    if not found or not found[-1].model:
+        raise DesiredStateError(
+            f"backend {backend.name}: {backend.trainer} has left no model yet; run it before this deployer", reason="NoModel"
+        )
+    return found[-1]
+
+
+def _weight(model: Model, backend: str) -> int:
+    for strategy in model.routing_strategy:
+        for destination in strategy.destinations:
+            if destination.destination_name == backend:
+                return int(destination.weight if destination.weight is not None else 100)
+    return 100
+
+
+def _unbuilt(deployer: Deployer, desired: DesiredState) -> str:
+    if deployer.promotion is not None:
+        return "`promotion` rules"
+    if deployer.autoscale is not None:
+        return "`autoscale`"
+    if desired.project.spec.write_back.mode in ("pull-request", "manual"):
+        return f"write-back mode {desired.project.spec.write_back.mode}"
+    if desired.project.spec.policies:
+        return "`spec.policies`"
+    return ""
+
+
+def _parent(release: Release | None, others: Sequence[Version]) -> str:
+    shares = sorted(release.spec.traffic, key=lambda share: -share.share) if release else []
+    if shares:
+        return shares[0].version
+    return others[0].metadata.name if others else ""
+
+
+def _newest(desired: DesiredState, axon: str) -> Version | None:
+    found = [version for version in desired.versions.values() if version.metadata.axon == axon]
+    return max(found, key=lambda version: (version.spec.created_at, version.metadata.name), default=None)
+
+
+def _record_digest(version: Version | None) -> str:
+    return digest_value(version.model_dump(mode="json", by_alias=True)) if version else ""
+
+
+def _release_file(desired: DesiredState, axon: str, deployer: str) -> tuple[str, bytes]:
+    return desired.release_files.get((axon, deployer), (f"releases/{axon}/{deployer}.yaml", b""))
+
+
+def image_identities(desired: DesiredState, observed: Observed, around: Surroundings) -> Mapping[str, ImageSpec]:
+    """Identity -> spec of every image that a live run may ask for, so that a look can look at them."""
+    specs = {}
+    for axon in desired.axons.values():
+        for run in observed.recorded.runs.values():
+            if run.axon != axon.name or run.superseded or run.axon_digest != axon.digest:
+                continue
+            for _, build in image_builds(axon.document):
+                try:
+                    spec = image_spec(axon, build, run, around)
+                except DesiredStateError:
+                    continue
+                specs[image_identity(spec)] = spec
+    return specs

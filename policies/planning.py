@@ -1,0 +1,177 @@
+"""Desired minus observed -> plan: what is due now, in order, with the reason for each step.
+
+Laws: planning the same twice gives the same plan; what is recorded is never due again; an axon that cannot be read,
+or is suspended, starts nothing, and what serves goes on serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from policies.deploying import deploy_steps, rollback_steps, serving_steps
+from policies.errors import DesiredStateError
+from policies.identity import task_run_id
+from policies.jobs import Surroundings
+from policies.sensors import due_events, ended_alerts, fired
+from policies.tasks import TaskContext, task_steps
+from policies.terms.axon import Sensor, SensorTask
+from policies.terms.desired import DesiredAxon, DesiredState
+from policies.terms.observed import Observed
+from policies.terms.plan import AnyStep, Blocked, Plan, RecordEvent, ResolveAlert, StartRun, SupersedeRun
+from policies.terms.run import Run, TaskRun
+
+
+def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Surroundings) -> Plan:
+    """What one pass is to do.
+
+    Args:
+        desired: What the newest trusted revision asks for.
+        observed: What one look found.
+        now: This instant, UTC.
+        around: Where jobs and servers run.
+    """
+    steps: list[AnyStep] = []
+    for name in sorted(desired.axons):
+        steps += _axon_steps(desired, desired.axons[name], observed, now, around)
+    steps += serving_steps(desired, observed, around, steps)
+    return Plan(steps=tuple(steps))
+
+
+def task_name(entry: SensorTask) -> str:
+    """How a sensor's task is called within its run."""
+    if entry.resource_executor is not None:
+        return entry.resource_executor.task
+    if entry.trainer is not None:
+        return entry.trainer.task
+    if entry.rollback is not None:
+        return f"rollback:{entry.rollback.deployer}"
+    if entry.deployer is not None:
+        return f"deploy:{entry.deployer.name}"
+    return ""
+
+
+def _axon_steps(
+    desired: DesiredState, axon: DesiredAxon, observed: Observed, now: datetime, around: Surroundings
+) -> Iterator[AnyStep]:
+    suspend = axon.document.spec.suspend
+    if suspend is not None and (suspend.until is None or now < suspend.until):
+        yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", stalled=False)
+        return
+    yield from _unbuilt_parts(axon)
+    recorded = observed.recorded
+    for event in due_events(axon, observed, now):
+        yield RecordEvent(axon=axon.name, reason=f"{event.kind.lower()} event of {event.sensor}", event=event)
+    for event in ended_alerts(axon, observed):
+        yield ResolveAlert(axon=axon.name, reason="the alert's condition does not hold any more", event_id=event.id)
+    for run in _live_runs(axon, observed):
+        sensor = next((item for item in axon.document.spec.sensors if item.name == run.sensor), None)
+        only_rolls_back = sensor is not None and all(entry.rollback for group in sensor.tasks for entry in group)
+        if sensor is None or (run.axon_digest != axon.digest and not only_rolls_back):
+            if not _is_over(run, sensor, observed):
+                jobs = tuple(
+                    job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id
+                )
+                yield SupersedeRun(axon=axon.name, reason="a newer commit does not need it", run=run, jobs=jobs)
+            continue
+        yield from _run_steps(desired, axon, sensor, run, observed, now, around)
+    if desired.is_trusted:
+        for run in fired(axon, recorded, now):
+            if _waits_for_unbuilt(axon, run.sensor):
+                continue
+            pinned = Run(
+                id=run.id,
+                axon=run.axon,
+                sensor=run.sensor,
+                events=run.events,
+                event_set=run.event_set,
+                axon_digest=run.axon_digest,
+                commit=desired.revision.commit,
+                started_at=run.started_at,
+            )
+            yield StartRun(axon=axon.name, reason=f"sensor {run.sensor} fired", run=pinned)
+
+
+def _live_runs(axon: DesiredAxon, observed: Observed) -> list[Run]:
+    return [run for run in observed.recorded.runs.values() if run.axon == axon.name and not run.superseded]
+
+
+def _is_over(run: Run, sensor: Sensor | None, observed: Observed) -> bool:
+    """Whether nothing of a run is left to do, as far as its records tell."""
+    tasks = [task for task in observed.recorded.tasks.values() if task.run == run.id]
+    if any(task.state == "Failed" for task in tasks):
+        return True
+    if sensor is None:
+        return False
+    done = {task.task for task in tasks}
+    return all(task_name(entry) in done for group in sensor.tasks for entry in group)
+
+
+def _run_steps(
+    desired: DesiredState,
+    axon: DesiredAxon,
+    sensor: Sensor,
+    run: Run,
+    observed: Observed,
+    now: datetime,
+    around: Surroundings,
+) -> Iterator[AnyStep]:
+    before: list[TaskRun] = []
+    for group in sensor.tasks:
+        results = []
+        for entry in group:
+            identity = task_run_id(run.id, task_name(entry))
+            result = observed.recorded.tasks.get(identity)
+            if result is not None:
+                results.append(result)
+                continue
+            context = TaskContext(
+                desired=desired,
+                axon=axon,
+                run=run,
+                entry=entry,
+                id=identity,
+                before=tuple(before),
+                observed=observed,
+                now=now,
+                around=around,
+            )
+            yield from _guarded(context)
+        failed = [result for result in results if result.state == "Failed"]
+        for result in failed:
+            yield _blocked(axon, result.task, f"{result.message}; push a commit to try again", word=result.reason or "TaskFailed")
+        if failed or len(results) < len(group):
+            return
+        before += results
+
+
+def _guarded(context: TaskContext) -> Iterator[AnyStep]:
+    try:
+        if context.entry.rollback is not None:
+            yield from rollback_steps(context)
+        elif context.entry.deployer is not None:
+            yield from deploy_steps(context)
+        else:
+            yield from task_steps(context)
+    except DesiredStateError as error:
+        yield _blocked(context.axon, task_name(context.entry), error.message, word=error.reason)
+
+
+def _waits_for_unbuilt(axon: DesiredAxon, sensor: str) -> bool:
+    return any(item.name == sensor and item.conditions for item in axon.document.spec.sensors)
+
+
+def _unbuilt_parts(axon: DesiredAxon) -> Iterator[AnyStep]:
+    for sensor in axon.document.spec.sensors:
+        for trigger in sensor.triggers:
+            if trigger.type in ("Calendar", "Release"):
+                text = f"{trigger.type} triggers are not built into Myelin yet: this one never fires"
+                yield _blocked(axon, f"{sensor.name}/{trigger.name or trigger.type}", text)
+        if sensor.conditions:
+            text = "conditions of sensors are not built into Myelin yet: a sensor with some never fires"
+            yield _blocked(axon, sensor.name, text)
+
+
+def _blocked(axon: DesiredAxon, task: str, text: str, *, word: str = "NotBuilt", stalled: bool = True) -> Blocked:
+    subject = f"{axon.name}/{task}" if task else axon.name
+    return Blocked(axon=axon.name, task=task, reason=text, subject=subject, word=word, stalled=stalled)

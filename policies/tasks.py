@@ -1,0 +1,235 @@
+"""One container or train task of a run -> the step that brings it on: image, reuse, job or tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from policies.errors import DesiredStateError
+from policies.experiment import experiment_of
+from policies.identity import image_identity
+from policies.jobs import (
+    Surroundings,
+    Upstream,
+    cause,
+    environment,
+    image_spec,
+    inputs_digest,
+    job_spec,
+    upstream,
+)
+from policies.terms.axon import ContainerTask, DeployTask, SensorTask, Task, TrainTask
+from policies.terms.desired import DesiredAxon, DesiredState
+from policies.terms.digest import Digest
+from policies.terms.observed import Observed
+from policies.terms.plan import AnyStep, Blocked, BuildImage, FinishTask, RunJob, Tune
+from policies.terms.run import Run, TaskRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskContext:
+    """One task of one run, and all that its next step depends on."""
+
+    desired: DesiredState
+    axon: DesiredAxon
+    run: Run
+    entry: SensorTask
+    id: str
+    """Task run id."""
+    before: tuple[TaskRun, ...]
+    """Tasks of earlier groups of the run."""
+    observed: Observed
+    now: datetime
+    around: Surroundings
+
+    def task(self, name: str) -> Task:
+        """The axon's task of that name.
+
+        Raises:
+            DesiredStateError: There is none.
+        """
+        for task in self.axon.document.spec.tasks:
+            if task.name == name:
+                return task
+        raise DesiredStateError(f"task {name}: no task of that name in spec.tasks")
+
+
+def task_steps(context: TaskContext) -> Iterator[AnyStep]:
+    """What is due for a container or train task.
+
+    Raises:
+        DesiredStateError: It cannot be done as the manifest says.
+    """
+    entry = context.entry
+    name = entry.resource_executor.task if entry.resource_executor else entry.trainer.task if entry.trainer else ""
+    task = context.task(name)
+    if task.spark is not None:
+        yield _not_built(context, name, "spark tasks are not built into Myelin yet")
+        return
+    body = task.container or task.train
+    if body is None:
+        raise DesiredStateError(f"task {name}: expected a container or train task")
+    if task.inputs or task.sidecars:
+        yield _not_built(context, name, "`inputs` and `sidecars` of tasks are not built into Myelin yet")
+        return
+    if task.train is not None and task.train.tf_job_spec is not None:
+        yield _not_built(context, name, "distributed training (tfJobSpec) is not built into Myelin yet")
+        return
+    image = yield from image_steps(context, name, body)
+    if image is None:
+        return
+    before = upstream(context.run, context.before, context.observed.recorded)
+    env = environment(context.axon.document, (*body.env, *entry.env))
+    if task.train is not None and task.train.hp_tuning is not None:
+        yield _tune(context, task, task.train, image, env, before)
+    else:
+        yield _job(context, task, image, env, before)
+
+
+def image_steps(
+    context: TaskContext, name: str, body: ContainerTask | TrainTask | DeployTask
+) -> Iterator[AnyStep]:  # returns the image's digest, or None while there is none
+    """Yield the step that an image still needs; return its digest once it is built."""
+    if body.image:
+        yield _not_built(context, name, "ready-made images are not built into the engine on one machine yet: use imageBuild")
+        return None
+    if body.image_build is None:
+        raise DesiredStateError(f"task {name}: expected `image` or `imageBuild`, got neither")
+    spec = image_spec(context.axon, body.image_build, context.run, context.around)
+    identity = image_identity(spec)
+    state = context.observed.images.get(identity)
+    if state is not None and state.phase == "built" and state.digest is not None:
+        return state.digest
+    phase = state.phase if state else "absent"
+    message = state.message if state else ""
+    if state is not None and state.phase == "failed" and state.reason != "Silent":
+        result = context_result(context, name, "image", "")
+        text = f"image {spec.repository}: {state.message}"
+        yield FinishTask(
+            axon=context.axon.name,
+            task=name,
+            reason="its image cannot be built",
+            result=replace_state(result, "Failed", state.reason or "BuildFailed", text),
+        )
+        return None
+    yield BuildImage(
+        axon=context.axon.name,
+        task=name,
+        reason=f"{name} needs an image of {spec.folder or 'the repository'} at {spec.commit[:12]}",
+        image=spec,
+        identity=identity,
+        phase=phase,
+        message=message,
+    )
+    return None
+
+
+def context_result(context: TaskContext, task: str, kind: str, inputs: str) -> TaskRun:
+    """The record that a task run will leave, as far as it is known before."""
+    return TaskRun(
+        id=context.id,
+        run=context.run.id,
+        axon=context.axon.name,
+        task=task,
+        kind=kind,
+        state="Succeeded",
+        at=context.now,
+        inputs=inputs,
+    )
+
+
+def replace_state(result: TaskRun, state: str, reason: str = "", message: str = "") -> TaskRun:
+    """The same record with another end."""
+    return replace(result, state=state, reason=reason, message=message)  # type: ignore[arg-type]
+
+
+def reused(context: TaskContext, result: TaskRun) -> TaskRun | None:
+    """The record that takes over an earlier result of equal inputs, None when there is none."""
+    earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(result.inputs, ""))
+    if earlier is None or earlier.id == result.id:
+        return None
+    return replace(
+        earlier,
+        id=result.id,
+        run=result.run,
+        at=result.at,
+        reused=earlier.id,
+        reason="Reused",
+        message="equal inputs, same result",
+    )
+
+
+def _job(context: TaskContext, task: Task, image: Digest, env: Mapping[str, str], before: Upstream) -> AnyStep:
+    body = task.container or task.train
+    assert body is not None
+    is_train = task.train is not None
+    event = cause(context.run, context.observed.recorded)
+    loss_metric = (task.train.loss_metric or "") if task.train is not None else ""
+    inputs = inputs_digest(image=image, env=env, before=before, event=event, extra={"lossMetric": loss_metric, "task": task.name})
+    result = context_result(context, task.name, "train" if is_train else "container", inputs)
+    if body.cache is not False and (earlier := reused(context, result)):
+        return FinishTask(
+            axon=context.axon.name, task=task.name, reason="equal inputs: the earlier result is used", result=earlier
+        )
+    job = job_spec(
+        context.axon,
+        task,
+        context.run,
+        context.id,
+        image=image,
+        env=env,
+        before=before,
+        event=event,
+        keeps=("model",) if is_train else ("data",),
+        around=context.around,
+        loss_metric=loss_metric,
+    )
+    return RunJob(
+        axon=context.axon.name,
+        task=task.name,
+        reason=f"{task.name} of {context.run.sensor}",
+        job=job,
+        result=replace(result, image=image, data=before.data if is_train else ()),
+        loss_metric=loss_metric,
+    )
+
+
+def _tune(context: TaskContext, task: Task, train: TrainTask, image: Digest, env: Mapping[str, str], before: Upstream) -> AnyStep:
+    event = cause(context.run, context.observed.recorded)
+    tuning = train.hp_tuning.model_dump(mode="json", by_alias=True) if train.hp_tuning is not None else None
+    extra = {"tuning": tuning, "lossMetric": train.loss_metric, "selector": train.loss_metric_selector, "task": task.name}
+    inputs = inputs_digest(image=image, env=env, before=before, event=event, extra=extra)
+    result = context_result(context, task.name, "tune", inputs)
+    if train.cache is not False and (earlier := reused(context, result)):
+        return FinishTask(
+            axon=context.axon.name, task=task.name, reason="equal inputs: the earlier result is used", result=earlier
+        )
+    experiment = experiment_of(task, experiment_id=context.id, axon=context.axon.name)
+    job = job_spec(
+        context.axon,
+        task,
+        context.run,
+        context.id,
+        image=image,
+        env=env,
+        before=before,
+        event=event,
+        keeps=("model",),
+        around=context.around,
+        loss_metric=train.loss_metric or "",
+        timeout_seconds=experiment.trial_timeout_seconds,
+    )
+    return Tune(
+        axon=context.axon.name,
+        task=task.name,
+        reason=f"{task.name} of {context.run.sensor}",
+        experiment=experiment,
+        job=job,
+        result=replace(result, image=image, data=before.data),
+        loss_metric=train.loss_metric or "",
+    )
+
+
+def _not_built(context: TaskContext, name: str, text: str) -> Blocked:
+    return Blocked(axon=context.axon.name, task=name, reason=text, subject=f"{context.axon.name}/{name}")

@@ -1,0 +1,67 @@
+"""Stage 3: ask engine, image store, ledger, metrics and inbox. -> observed state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from policies.alerts import expand
+from policies.terms.axon import parse_duration
+
+from policies.deploying import image_identities
+from policies.errors import DesiredStateError
+from policies.jobs import Surroundings
+from policies.records import fold
+from policies.sensors import triggers_of
+from policies.terms.desired import DesiredState
+from policies.terms.observed import Observed, Recorded
+from policies.terms.task import ImageState, ServerState
+from reconcilers.ports import AlertRule, Ports, Target
+
+
+def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: datetime, before: Recorded | None = None) -> Observed:
+    """One look at everything but Git.
+
+    Args:
+        desired: What is worked towards; it tells where to look.
+        ports: The outside.
+        around: Where jobs and servers run.
+        now: This instant, UTC.
+        before: The fold of an earlier look at the same ledger, to fold only what is new.
+    """
+    recorded = fold(ports.ledger.entries(), onto=before)
+    servers = ports.engine.servers()
+    ports.metrics.watch([_target(server) for server in servers.values() if server.phase == "ready"])
+    partial = Observed(recorded=recorded)
+    images: dict[str, ImageState] = {}
+    for identity, spec in image_identities(desired, partial, around).items():
+        state = ports.images.look(spec)
+        if state is not None:
+            images[identity] = state
+    return Observed(
+        recorded=recorded,
+        jobs=ports.engine.jobs(),
+        servers=servers,
+        images=images,
+        alerts=ports.metrics.alerts(list(_rules(desired)), now),
+        received=ports.inbox.received(),
+    )
+
+
+def _target(server: ServerState) -> Target:
+    labels = {key: value for key, value in server.labels.items() if key != "config"}
+    return Target(address=server.address, path="/metrics", labels=labels)
+
+
+def _rules(desired: DesiredState) -> Iterator[AlertRule]:
+    for axon in desired.axons.values():
+        for sensor in axon.document.spec.sensors:
+            for name, trigger in triggers_of(sensor):
+                if trigger is None or trigger.type != "Alert" or not trigger.condition:
+                    continue
+                try:
+                    condition = expand(trigger.condition, axon.name)
+                except DesiredStateError:
+                    continue
+                seconds = parse_duration(trigger.for_ or "0s")
+                yield AlertRule(axon=axon.name, sensor=sensor.name, trigger=name, condition=condition, for_seconds=seconds)

@@ -1,0 +1,72 @@
+"""Stage 6: what is to last -> one commit on main, and the ledger's branch. On conflict, look again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from policies.writeback import check_changes, message
+
+from policies.errors import ConflictError, OutsideError
+from policies.terms.desired import DesiredState
+from policies.terms.outcome import Change, Outcome, Result
+from reconcilers.ports import Ports
+
+
+def push(desired: DesiredState, results: Sequence[Result], ports: Ports, *, now: datetime) -> list[Outcome]:
+    """Commit the changes of a pass, then record what became true by that, then push the ledger.
+
+    Nothing is committed on top of a tip that is not trusted. A lost race changes nothing: the next pass plans again.
+
+    Returns:
+        What could not be pushed, as outcomes.
+    """
+    outcomes = []
+    changes = _apart([result.change for result in results if result.change is not None])
+    if changes and not desired.is_trusted:
+        outcomes.append(_waits(desired, "the branch's tip is not trusted: nothing is committed on top of it", "Untrusted"))
+    elif changes:
+        try:
+            _commit(desired, changes, ports, now)
+        except ConflictError as error:
+            outcomes.append(Outcome(state="waiting", subject="main", reason=error.reason, message=error.message, look_again=True))
+        except OutsideError as error:
+            outcomes.append(_waits(desired, error.message, error.reason))
+    try:
+        ports.ledger.push()
+    except OutsideError as error:
+        outcomes.append(Outcome(state="waiting", subject="ledger", reason=error.reason, message=error.message))
+    return outcomes
+
+
+def _apart(changes: Sequence[Change]) -> list[Change]:
+    """Changes that touch no file of an earlier one; the others are planned again on what the earlier ones made."""
+    kept: list[Change] = []
+    for change in changes:
+        if not any(path in earlier.files for earlier in kept for path in change.files):
+            kept.append(change)
+    return kept
+
+
+def _commit(desired: DesiredState, changes: Sequence[Change], ports: Ports, now: datetime) -> None:
+    files = {path: content for change in changes for path, content in change.files.items()}
+    check_changes(files, desired.project.spec.write_back.paths)
+    trailers: dict[str, list[str]] = {}
+    for change in changes:
+        for key, values in change.trailers.items():
+            known = trailers.setdefault(key, [])
+            known += [value for value in values if value not in known]
+    subject = changes[0].subject if len(changes) == 1 else f"{changes[0].subject}, and {len(changes) - 1} more"
+    body = "\n\n".join(change.body if len(changes) == 1 else f"{change.subject}\n{change.body}" for change in changes)
+    ports.repository.push(
+        branch=desired.revision.branch,
+        parent=desired.tip,
+        changes=files,
+        message=message(subject, body, trailers),
+        at=now,
+    )
+    ports.ledger.record([statement for change in changes for statement in change.statements])
+
+
+def _waits(desired: DesiredState, text: str, reason: str) -> Outcome:
+    return Outcome(state="waiting", subject=desired.revision.branch, reason=reason, message=text)

@@ -1,0 +1,197 @@
+"""Stage 1 and 2: fetch, verify, parse. Project -> desired state.
+
+It never acts on a commit that trust refuses: then the newest trusted one goes on to be what is worked towards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from posixpath import dirname
+
+from policies.lint import lint
+from policies.parsing import defaulted, parse_document
+from policies.terms.axon import Axon
+from policies.terms.project import Project
+from policies.trust import TrustState, judge
+
+from policies.errors import DesiredStateError, Fault, TrustError
+from policies.identity import axon_digest
+from policies.sources import source_folders
+from policies.terms.desired import DesiredAxon, DesiredState
+from policies.terms.document import LoadedDocument
+from policies.terms.release import Release
+from policies.terms.revision import Pin, Revision
+from policies.terms.version import Version
+from reconcilers.ports import Documents, Ports, Repository, TreeFile
+
+PROJECT_FILE = "myelin.yaml"
+LARGEST_DOCUMENT_BYTES = 1 << 20
+
+Parsed = Project | Axon | Release | Version | None
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a pass may remember of earlier ones: all of it can be found out again."""
+
+    trust: TrustState | None = None
+    tip: str = ""
+    desired: DesiredState | None = None
+    documents: dict[tuple[str, str], tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]] = field(default_factory=dict)
+    """(path, blob) -> what it says."""
+
+
+def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredState:
+    """Bring the branch here, decide which of its commits are trusted, and read the newest of those.
+
+    Raises:
+        OutsideError: The repository does not answer and was never read.
+        TrustError: No commit of the branch is trusted.
+        DesiredStateError: There is no commit, or no project can be read.
+    """
+    tip = ports.repository.fetch(branch)
+    if not tip:
+        raise DesiredStateError(f"branch {branch}: expected at least one commit, got none; push one", reason="Empty")
+    if memory.desired is not None and memory.tip == tip:
+        return memory.desired
+    since = memory.trust.head if memory.trust is not None and memory.trust.head else pin.since
+    trust = judge(pin, ports.repository.facts(since=since, until=tip), trusted=memory.trust)
+    if not trust.head:
+        raise TrustError(trust.fault or f"{branch}@sha1:{tip}: nothing on this branch is trusted")
+    memory.trust = trust
+    commit = trust.head
+    revision = Revision(branch=branch, commit=commit, at=ports.clock.now(), signer=trust.signer_of.get(commit, ""))
+    desired = read(
+        ports.repository, ports.documents, revision, memory=memory, tip=tip, trust_fault=trust.fault, unsigned=trust.unsigned
+    )
+    memory.tip, memory.desired = tip, desired
+    return desired
+
+
+def read(
+    repository: Repository,
+    documents: Documents,
+    revision: Revision,
+    *,
+    memory: Memory,
+    tip: str = "",
+    trust_fault: str = "",
+    unsigned: int = 0,
+) -> DesiredState:
+    """Read everything that one commit asks for; faults of one document leave the others alone.
+
+    Args:
+        repository: Where the commit is.
+        documents: Reader of YAML.
+        revision: The commit.
+        memory: Parsed documents of earlier reads, by blob.
+        tip: The branch's tip; the revision's commit when empty.
+        trust_fault: Why the tip is not the revision.
+        unsigned: Unsigned commits that were accepted.
+    """
+    listed = [item for item in repository.files(revision.commit) if _is_document(item)]
+    found = _parse(repository, documents, revision.commit, listed, memory)
+    project = next((item for path, (item, _, _) in found.items() if path == PROJECT_FILE and isinstance(item, Project)), None)
+    faults = [fault for _, problems, _ in found.values() for fault in problems]
+    project = project or Project.model_validate({"metadata": {"name": "project"}})
+    paths = tuple(path.strip("/") for path in project.spec.paths or () if path.strip("./"))
+    axons: dict[str, DesiredAxon] = {}
+    releases: dict[tuple[str, str], Release] = {}
+    release_files: dict[tuple[str, str], tuple[str, bytes]] = {}
+    versions: dict[str, Version] = {}
+    warnings: list[Fault] = []
+    folders: dict[str, str] = {}
+    for path, (item, _, loaded) in found.items():
+        if isinstance(item, Axon):
+            if paths and not any(path == top or path.startswith(top + "/") for top in paths):
+                continue
+            name = item.metadata.name
+            if name in axons:
+                message = f"axon {name}: expected one manifest, {axons[name].file} is it already"
+                faults.append(Fault(file=path, line=1, path="metadata.name", reason="Duplicate", message=message))
+                continue
+            trees = {folder: _tree(repository, revision.commit, folder, folders) for folder in source_folders(item)}
+            digest = axon_digest(defaulted(item), trees)
+            axons[name] = DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees)
+            if loaded is not None:
+                warnings += lint(
+                    item, has_folder=lambda folder: bool(_tree(repository, revision.commit, folder, folders)), loaded=loaded
+                )
+        elif isinstance(item, Release):
+            key = (item.metadata.axon, item.metadata.name)
+            releases[key] = item
+            release_files[key] = (path, b"")
+        elif isinstance(item, Version):
+            versions[item.metadata.name] = item
+    texts = repository.read_many(revision.commit, [path for path, _ in release_files.values()])
+    return DesiredState(
+        revision=revision,
+        tip=tip or revision.commit,
+        project=project,
+        axons=axons,
+        releases=releases,
+        release_files={key: (path, texts.get(path, b"")) for key, (path, _) in release_files.items()},
+        versions=versions,
+        faults=tuple(sorted(faults)),
+        warnings=tuple(sorted(warnings)),
+        trust_fault=trust_fault,
+        unsigned=unsigned,
+    )
+
+
+def _is_document(item: TreeFile) -> bool:
+    return item.path.endswith((".yaml", ".yml")) and not item.symlink
+
+
+def _tree(repository: Repository, commit: str, folder: str, known: dict[str, str]) -> str:
+    if folder not in known:
+        known[folder] = repository.tree_id(commit, folder)
+    return known[folder]
+
+
+def _parse(
+    repository: Repository, documents: Documents, commit: str, listed: list[TreeFile], memory: Memory
+) -> Mapping[str, tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]]:
+    unknown = [item for item in listed if (item.path, item.blob) not in memory.documents]
+    small = [item.path for item in unknown if item.size_bytes <= LARGEST_DOCUMENT_BYTES]
+    texts = repository.read_many(commit, small) if small else {}
+    for item in unknown:
+        memory.documents[item.path, item.blob] = _read_one(documents, item, texts.get(item.path))
+    kept = {(item.path, item.blob) for item in listed}
+    for key in [key for key in memory.documents if key not in kept]:
+        del memory.documents[key]
+    return {item.path: memory.documents[item.path, item.blob] for item in listed}
+
+
+def _read_one(
+    documents: Documents, item: TreeFile, text: bytes | None
+) -> tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]:
+    if text is None:
+        if not _is_ours(item.path):
+            return None, (), None
+        message = f"expected at most {LARGEST_DOCUMENT_BYTES} bytes, got {item.size_bytes}"
+        return None, (Fault(file=item.path, line=1, path="", reason="TooLarge", message=message),), None
+    loaded: LoadedDocument | None = None
+    try:
+        loaded = documents.load(text, item.path)
+        if not _is_ours(item.path) and not _names_us(loaded.value):
+            return None, (), None
+        return parse_document(loaded), (), loaded
+    except DesiredStateError as error:
+        if loaded is None and not _is_ours(item.path) and b"myelin" not in text:
+            return None, (), None
+        faults = error.faults or (Fault(file=item.path, line=1, path="", reason=error.reason, message=error.message),)
+        return None, faults, loaded
+
+
+def _is_ours(path: str) -> bool:
+    return (
+        path == PROJECT_FILE
+        or path.endswith(("/axon.yaml", "/axon.yml"))
+        or dirname(path).split("/")[0] in ("releases", "versions")
+    )
+
+
+def _names_us(value: object) -> bool:
+    return isinstance(value, dict) and str(value.get("apiVersion", "")).startswith(("myelin.io/", "myelinproj.io/"))

@@ -1,0 +1,94 @@
+"""Stage 4: one container or training run, from start to artifact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from policies.records import task_statement
+from policies.terms.outcome import Outcome, Result
+from policies.terms.plan import RunJob
+from policies.terms.run import TaskRun
+from policies.terms.task import JobState
+from reconcilers.ports import Ports
+
+
+def run_job(step: RunJob, ports: Ports) -> Result:
+    """Start a job, wait for it, or take its result."""
+    subject = f"{step.axon}/{step.task}"
+    ports.images.verify(step.job.image)
+    state = ports.engine.jobs().get(step.job.name)
+    if state is None:
+        ports.engine.start(step.job)
+        return Result(outcome=Outcome(state="waiting", subject=subject, reason="Started", message=f"job {step.job.name} started"))
+    if state.phase == "running":
+        ports.engine.start(step.job)  # a job that was prepared but never started, because we died in between
+        return Result(outcome=Outcome(state="waiting", subject=subject, reason="Running", message=f"job {step.job.name} runs"))
+    ended = _ended(step, state, ports)
+
+    outcome = Outcome(
+        state="done" if ended.state == "Succeeded" else "stalled",
+        subject=subject,
+        reason=ended.reason or ended.state,
+        message=ended.message or f"{step.task} succeeded",
+        look_again=True,
+    )
+    return Result(outcome=outcome, statements=(task_statement(ended),))
+
+
+def reported_metrics(report: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last finite value of each metric that a program reported, by name."""
+    metrics: dict[str, float] = {}
+    for line in report:
+        if line.get("kind") == "metric":
+            _keep(metrics, str(line.get("name")), line.get("value"))
+        elif line.get("kind") == "result":
+            for name, value in dict(line.get("metrics") or {}).items():
+                _keep(metrics, str(name), value)
+            if line.get("lossMetric"):
+                _keep(metrics, str(line["lossMetric"]), line.get("loss"))
+    return metrics
+
+
+def reported_loss(report: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """The last result that a program published.
+
+    Returns:
+        The value as the program gave it, and why there is none: `NoResult` or `NotFinite`.
+    """
+    results = [line for line in report if line.get("kind") == "result"]
+    if not results:
+        return None, "NoResult"
+    value = results[-1].get("loss")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None, "NotFinite"
+    return (number, "") if math.isfinite(number) else (None, "NotFinite")
+
+
+def _keep(metrics: dict[str, float], name: str, value: object) -> None:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return
+    if math.isfinite(number):
+        metrics[name] = number
+
+
+def _ended(step: RunJob, state: JobState, ports: Ports) -> TaskRun:
+    if state.phase == "failed":
+        return replace(step.result, state="Failed", reason=state.reason, message=f"{step.job.name}: {state.message}")
+    if step.loss_metric:
+        value, why = reported_loss(state.report)
+        if value is None:
+            text = {
+                "NoResult": f"expected a result by myelin.metric.publish_result with {step.loss_metric}, got none",
+                "NotFinite": f"expected a finite {step.loss_metric}, got none",
+            }[why]
+            return replace(step.result, state="Failed", reason=why, message=f"{step.job.name}: {text}")
+    kept = ports.engine.collect(step.job.name)
+    data = (kept["data"],) if "data" in kept else step.result.data
+    return replace(step.result, model=kept.get("model", ""), data=data, metrics=reported_metrics(state.report))
