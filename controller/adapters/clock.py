@@ -1,0 +1,13 @@
+"""The one place that asks what time it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """This instant, aware, UTC."""
+        return datetime.now(UTC)

@@ -1,0 +1,88 @@
+"""What the controller's own commits may touch, what they say, and which commits are its own.
+
+It never looks at an author's name or at a trailer to decide anything: only a signature says whose a commit is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from policies.errors import RefusedError
+from policies.terms.revision import CommitFacts, TrustedKey
+
+TRAILERS = ("Myelin-Run", "Myelin-Event", "Myelin-Version", "Myelin-Alert")
+"""The order in which trailers are written; others follow, sorted."""
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path is relative, normalised and safe to write in any Git repository.
+
+    `.git` is refused in any case and with the disguises that some file systems see through.
+    """
+    if not path or len(path) > 4096 or any(ord(letter) < 32 or ord(letter) == 127 for letter in path) or "\\" in path:
+        return False
+    return not any(
+        part in ("", ".", "..") or part.lower().rstrip(" .") in (".git", "git~1") or part.lower().startswith(".git:")
+        for part in path.split("/")
+    )
+
+
+def may_touch(path: str, allowed: Iterable[str]) -> bool:
+    """Whether `path` lies below one of the folders in `allowed`, or is one of the files there.
+
+    Args:
+        path: From the root of the repository. Anything but a plain path is refused.
+        allowed: Folders, with or without `/` at the end, or single files. An empty entry allows nothing.
+    """
+    if not is_plain(path):
+        return False
+    return any(top and (path == top or path.startswith(top + "/")) for top in (entry.strip("/") for entry in allowed))
+
+
+def check_changes(changes: Collection[str], allowed: Iterable[str]) -> None:
+    """Refuse a commit of ours that would touch anything else.
+
+    Raises:
+        RefusedError: With the first path, in sorted order, that is not allowed.
+    """
+    allowed = tuple(allowed)
+    for path in sorted(changes):
+        if not may_touch(path, allowed):
+            tops = ", ".join(allowed) or "nothing"
+            raise RefusedError(f"{path!r}: expected a path in spec.writeBack.paths ({tops}), got another", reason="OutOfBounds")
+
+
+def message(subject: str, body: str, trailers: Mapping[str, Sequence[str]]) -> str:
+    """The message of a commit: subject, body, trailers, each apart by an empty line.
+
+    No text can forge a trailer: whatever would read as one in subject or body is indented.
+    """
+    parts = [_line(subject) or "update", _body(body)]
+    order = [*(name for name in TRAILERS if name in trailers), *sorted(set(trailers) - set(TRAILERS))]
+    lines = [f"{name}: {_line(value)}" for name in order for value in trailers[name] if _line(value)]
+    parts.append("\n".join(lines))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def is_own(facts: CommitFacts, controller: TrustedKey | None) -> bool:
+    """Whether the controller made this commit, which only its signature can say."""
+    signature = facts.signature
+    return controller is not None and signature is not None and signature.valid and same_key(signature.key, controller.key)
+
+
+def same_key(one: str, other: str) -> bool:
+    """Whether two public keys are the same, whatever their comments. An empty key equals none."""
+    return bool(one.split()[:2]) and one.split()[:2] == other.split()[:2]
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _body(text: str) -> str:
+    lines = [
+        "".join(letter if letter.isprintable() or letter == "\t" else " " for letter in line).rstrip()
+        for line in text.splitlines()
+    ]
+    lines = [f" {line}" if line.lower().startswith("myelin-") else line for line in lines]
+    return "\n".join(lines).strip("\n")
