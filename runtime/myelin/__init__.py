@@ -1,0 +1,1 @@
+"""What Myelin puts into a user's image."""

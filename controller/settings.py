@@ -1,0 +1,47 @@
+"""Settings of one controller: frozen; meaning, unit, default and why under each field."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a person may set; everything else is in the repository."""
+
+    repository: str
+    """URL or path of the repository that is followed."""
+    state: Path
+    """Folder of keys, caches, write-ahead log, image store and jobs. May be deleted but for `keys/` and `store/`."""
+    trust: Path | None = None
+    """File that pins the first trust; None: nothing is acted on, and the message says how to pin."""
+    branch: str = "main"
+    """The branch that is the truth."""
+    poll_seconds: float = 5.0
+    """Longest time between two looks while nothing happens; wake-ups make it shorter, polling alone is enough."""
+    busy_seconds: float = 0.2
+    """Time between two looks while something runs: a finished job is noticed this fast."""
+    inbox_port: int | None = None
+    """Port of the inbox; None: any free one, kept."""
+    proxy_port: int | None = None
+    """Port of the first deployer's proxy; None: any free one, kept."""
+    isolation: str | None = None
+    """`bubblewrap` or `none`; None: bubblewrap where it works."""
+    scrape_seconds: float = 1.0
+    """Time between two readings of the servers' metrics."""
+    namespace: str = "default"
+    """What jobs are told as their namespace."""
+
+
+def state_folder(repository: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a repository's state lies when nobody says otherwise."""
+    root = environ.get("MYELIN_STATE")
+    if root:
+        return Path(root)
+    home = Path(environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "/")) / ".local" / "state")
+    place = repository if "://" in repository else str(Path(repository).resolve())
+    return home / "myelin" / hashlib.sha256(place.encode()).hexdigest()[:16]
