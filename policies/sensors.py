@@ -13,6 +13,7 @@ from policies.alerts import fingerprint
 from policies.identity import event_id, event_set, run_id
 from policies.terms.axon import Sensor, Trigger
 from policies.terms.desired import DesiredAxon
+from policies.terms.document_types import parse_duration
 from policies.terms.event import Alert, Event
 from policies.terms.observed import Observed, Recorded
 from policies.terms.run import Run
@@ -121,7 +122,7 @@ def _is_current(event: Event, axon: DesiredAxon, recorded: Recorded) -> bool:
 
 def _is_resting(axon: str, sensor: Sensor, recorded: Recorded, now: datetime) -> bool:
     starts = sorted(run.started_at for run in recorded.runs.values() if run.axon == axon and run.sensor == sensor.name)
-    if starts and sensor.cooldown_seconds and now - starts[-1] < timedelta(seconds=sensor.cooldown_seconds):
+    if starts and now - starts[-1] < timedelta(seconds=parse_duration(sensor.cooldown)):
         return True
     today = [at for at in starts if now - at < timedelta(days=1)]
     return sensor.max_per_day is not None and len(today) >= sensor.max_per_day

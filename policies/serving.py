@@ -11,8 +11,8 @@ from typing import Any
 from policies.canonical import digest_value
 from policies.identity import object_name
 from policies.jobs import Surroundings, identity_environment
-from policies.terms.axon import parse_duration
 from policies.terms.digest import Digest
+from policies.terms.document_types import parse_duration
 from policies.terms.release import Release
 from policies.terms.task import ServerSpec, ServerState
 from policies.terms.version import BackendRecord, Version
