@@ -347,7 +347,7 @@ def _release_file(desired: DesiredState, axon: str, deployer: str) -> tuple[str,
 
 def image_identities(desired: DesiredState, observed: Observed, around: Surroundings) -> Mapping[str, ImageSpec]:
     """Identity -> spec of every image that a live run may ask for, so that a look can look at them."""
-    specs = {}
+    specs: dict[str, ImageSpec] = {}
     for axon in desired.axons.values():
         for run in observed.recorded.runs.values():
             if run.axon != axon.name or run.superseded or run.axon_digest != axon.digest:

@@ -60,9 +60,9 @@ def ended_alerts(axon: DesiredAxon, observed: Observed) -> Iterator[Event]:
     """Recorded alerts whose condition does not hold any more."""
     holding = {fingerprint(alert) for alert in observed.alerts if alert.axon == axon.name}
     for event in observed.recorded.events.values():
-        if event.kind == "Alert" and event.axon == axon.name and event.id not in observed.recorded.resolved:
-            if event.data.get("fingerprint") not in holding:
-                yield event
+        is_open = event.kind == "Alert" and event.axon == axon.name and event.id not in observed.recorded.resolved
+        if is_open and event.data.get("fingerprint") not in holding:
+            yield event
 
 
 def fired(axon: DesiredAxon, recorded: Recorded, now: datetime) -> Iterator[Run]:
@@ -78,9 +78,9 @@ def fired(axon: DesiredAxon, recorded: Recorded, now: datetime) -> Iterator[Run]
         }
         fresh: dict[str, list[Event]] = {name: [] for name, _ in triggers_of(sensor)}
         for event in recorded.events.values():
-            if (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in fresh and event.id not in used:
-                if _is_current(event, axon, recorded):
-                    fresh[event.trigger].append(event)
+            is_ours = (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in fresh
+            if is_ours and event.id not in used and _is_current(event, axon, recorded):
+                fresh[event.trigger].append(event)
         for events in _sets(fresh, sensor.when or "all"):
             ids = tuple(sorted(event.id for event in events))
             identity = run_id(axon.name, axon.digest, sensor.name, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -89,7 +89,7 @@ def task_steps(context: TaskContext) -> Iterator[AnyStep]:
 
 def image_steps(
     context: TaskContext, name: str, body: ContainerTask | TrainTask | DeployTask
-) -> Iterator[AnyStep]:  # returns the image's digest, or None while there is none
+) -> Generator[AnyStep, None, Digest | None]:
     """Yield the step that an image still needs; return its digest once it is built."""
     if body.image:
         yield _not_built(context, name, "ready-made images are not built into the engine on one machine yet: use imageBuild")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from policies.alerts import expand
-from policies.terms.axon import parse_duration
 
 from policies.deploying import image_identities
 from policies.errors import DesiredStateError
@@ -14,6 +13,7 @@ from policies.jobs import Surroundings
 from policies.records import fold
 from policies.sensors import triggers_of
 from policies.terms.desired import DesiredState
+from policies.terms.document_types import parse_duration
 from policies.terms.observed import Observed, Recorded
 from policies.terms.task import ImageState, ServerState
 from reconcilers.ports import AlertRule, Ports, Target
