@@ -1,0 +1,173 @@
+"""Plain values -> documents: every fault at once, each with file and line.
+
+Law: a document that parses says the same after its defaults are written out, whatever the order of its keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from policies.crossing import cross_faults
+from policies.errors import DesiredStateError, Fault
+from policies.terms.axon import Axon
+from policies.terms.document import LoadedDocument
+from policies.terms.project import Project
+from policies.terms.release import Release
+from policies.terms.version import Version
+
+KINDS: Mapping[str, type[Project] | type[Axon] | type[Release] | type[Version]] = {
+    "Project": Project,
+    "Axon": Axon,
+    "Release": Release,
+    "Version": Version,
+}
+
+
+def parse_document(loaded: LoadedDocument) -> Project | Axon | Release | Version:
+    """Read one document.
+
+    Raises:
+        DesiredStateError: Anything is wrong with it; carries all faults, sorted by line.
+    """
+    value = loaded.value
+    if not isinstance(value, Mapping):
+        raise _error(
+            [Fault(file=loaded.file, line=1, path="", reason="NotAMapping", message=f"expected a mapping, got {_kind(value)}")]
+        )
+    kind = value.get("kind")
+    if kind not in KINDS:
+        line = loaded.lines.get(("kind",), 1)
+        message = f"expected one of {', '.join(KINDS)}, got {_show(kind)}"
+        raise _error([Fault(file=loaded.file, line=line, path="kind", reason="UnknownKind", message=message)])
+    model = KINDS[kind]
+    try:
+        document = model.model_validate(value)
+    except ValidationError as error:
+        raise _error([_fault(loaded, model, item) for item in error.errors()]) from None
+    faults = list(cross_faults(document, loaded)) if isinstance(document, Axon) else []
+    if faults:
+        raise _error(faults)
+    return document
+
+
+def defaulted(axon: Axon) -> Mapping[str, Any]:
+    """An axon after defaults, in today's spelling, as JSON values: what its digest is made of."""
+    value = axon.model_dump(mode="json", by_alias=True)
+    value["apiVersion"] = "myelin.io/v1alpha1"
+    return value
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The known word most like `word`; empty when none is."""
+    lowered = {item.lower(): item for item in known}
+    found = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[found[0]] if found else ""
+
+
+def _error(faults: list[Fault]) -> DesiredStateError:
+    ordered = tuple(sorted(faults))
+    return DesiredStateError(str(ordered[0]), reason=ordered[0].reason, faults=ordered)
+
+
+def _fault(loaded: LoadedDocument, model: type[BaseModel], item: Any) -> Fault:
+    path = tuple(_real_path(item["loc"], loaded.value))
+    line = next(loaded.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in loaded.lines)
+    reason, message = _words(item, path, model)
+    return Fault(file=loaded.file, line=line, path=_dotted(path), reason=reason, message=message)
+
+
+def _real_path(loc: tuple[Any, ...], value: Any) -> Iterator[str | int]:
+    """The path as the document has it: without the groups and union arms that parsing put in between."""
+    for part in loc:
+        if isinstance(part, int):
+            if isinstance(value, list) and part < len(value):
+                value = value[part]
+                yield part
+            # a flat list of sensor tasks was read as groups of one: the group's own index is not in the document
+        elif isinstance(value, Mapping):
+            value = value.get(part)
+            yield part
+
+
+def _words(item: Any, path: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str, str]:
+    got, context = _show(item.get("input")), item.get("ctx") or {}
+    match item["type"]:
+        case "extra_forbidden":
+            close = nearest(str(path[-1]), _known_keys(model, path[:-1]))
+            hint = f"; the nearest known is `{close}`" if close else ""
+            return "UnknownKey", f"unknown key `{path[-1]}`{hint}"
+        case "missing":
+            return "Missing", f"expected `{item['loc'][-1]}`, got nothing"
+        case "value_error":
+            return "Invalid", str(context.get("error", item["msg"]))
+        case "literal_error" | "enum":
+            return "NotAllowed", f"expected {context.get('expected', 'another value')}, got {got}"
+        case "greater_than":
+            return "OutOfRange", f"expected a number above {context['gt']:g}, got {got}"
+        case "greater_than_equal":
+            return "OutOfRange", f"expected a number of at least {context['ge']:g}, got {got}"
+        case "less_than_equal":
+            return "OutOfRange", f"expected a number of at most {context['le']:g}, got {got}"
+        case kind if kind.startswith(("int_", "float_")):
+            return "WrongType", f"expected a {'whole number' if kind.startswith('int') else 'number'}, got {got}"
+        case kind if kind.startswith("string_pattern"):
+            return "NotAllowed", f"expected lower-case letters, digits and dashes, at most 53, got {got}"
+        case kind if kind.startswith("string"):
+            return "WrongType", f"expected text, got {got}"
+        case kind if kind.startswith("bool"):
+            return "WrongType", f"expected true or false, got {got}"
+        case kind if kind.startswith(("model", "dict")):
+            return "WrongType", f"expected a mapping, got {got}"
+        case kind if kind.startswith(("tuple", "list")):
+            return "WrongType", f"expected a list, got {got}"
+        case "too_short":
+            return "Missing", "expected at least one entry, got none"
+        case _:
+            return "Invalid", f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {got}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Keys that a document may have at `path`."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = next(
+            (item for name, item in current.model_fields.items() if part in (item.alias, item.serialization_alias, name)), None
+        )
+        nested = _nested(field.annotation) if field else None
+        if nested is None:
+            return []
+        current = nested
+    return [item.serialization_alias or item.alias or name for name, item in current.model_fields.items()]
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if (found := _nested(part)) is not None:
+            return found
+    return None
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, (Mapping, list, tuple)):
+        return _kind(value)
+    return str(value)[:80]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, (list, tuple)) else "nothing" if value is None else f"{str(value)[:40]!r}"
