@@ -38,16 +38,16 @@ def parse_document(loaded: LoadedDocument) -> Project | Axon | Release | Version
         raise _error(
             [Fault(file=loaded.file, line=1, path="", reason="NotAMapping", message=f"expected a mapping, got {_kind(value)}")]
         )
-    kind = value.get("kind")
+    kind = str(value.get("kind") or "")
     if kind not in KINDS:
         line = loaded.lines.get(("kind",), 1)
-        message = f"expected one of {', '.join(KINDS)}, got {_show(kind)}"
+        message = f"expected one of {', '.join(KINDS)}, got {kind or 'nothing'}"
         raise _error([Fault(file=loaded.file, line=line, path="kind", reason="UnknownKind", message=message)])
     model = KINDS[kind]
     try:
         document = model.model_validate(value)
     except ValidationError as error:
-        raise _error([_fault(loaded, model, item) for item in error.errors()]) from None
+        raise _error(_without_echoes([_fault(loaded, model, item) for item in error.errors()])) from None
     faults = list(cross_faults(document, loaded)) if isinstance(document, Axon) else []
     if faults:
         raise _error(faults)
@@ -71,6 +71,16 @@ def nearest(word: str, known: list[str]) -> str:
 def _error(faults: list[Fault]) -> DesiredStateError:
     ordered = tuple(sorted(faults))
     return DesiredStateError(str(ordered[0]), reason=ordered[0].reason, faults=ordered)
+
+
+def _without_echoes(faults: list[Fault]) -> list[Fault]:
+    """A list whose entries are all wrong also counts as empty: that says nothing new."""
+    empty = "expected at least one entry, got none"
+    return [
+        fault
+        for fault in faults
+        if fault.message != empty or not any(other.path.startswith(f"{fault.path}[") for other in faults)
+    ]
 
 
 def _fault(loaded: LoadedDocument, model: type[BaseModel], item: Any) -> Fault:

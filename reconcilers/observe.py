@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from policies.alerts import expand
-
 from policies.deploying import image_identities
 from policies.errors import DesiredStateError
 from policies.jobs import Surroundings
@@ -14,9 +13,10 @@ from policies.records import fold
 from policies.sensors import triggers_of
 from policies.terms.desired import DesiredState
 from policies.terms.document_types import parse_duration
+from policies.terms.metrics import AlertRule, Target
 from policies.terms.observed import Observed, Recorded
 from policies.terms.task import ImageState, ServerState
-from reconcilers.ports import AlertRule, Ports, Target
+from reconcilers.ports import Ports
 
 
 def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: datetime, before: Recorded | None = None) -> Observed:

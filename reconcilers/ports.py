@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from policies.terms.digest import Digest
 from policies.terms.document import LoadedDocument
 from policies.terms.event import Alert, Event
+from policies.terms.metrics import AlertRule, Target
 from policies.terms.record import Entry, Statement
 from policies.terms.revision import CommitFacts
 from policies.terms.task import ImageSpec, ImageState, JobSpec, JobState, ServerSpec, ServerState
@@ -201,28 +202,6 @@ class Sampler(Protocol):
             The configuration in the manifest's types, and its origin: `random`, `model` or `default`.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """An address whose metrics are read."""
-
-    address: str
-    path: str
-    labels: Mapping[str, str]
-    """Added to every series: axon, deployer, version, model, backend, job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlertRule:
-    """An alert trigger of a sensor."""
-
-    axon: str
-    sensor: str
-    trigger: str
-    condition: str
-    """PromQL, with `{{metric}}` already expanded."""
-    for_seconds: float = 0.0
 
 
 class Metrics(Protocol):
