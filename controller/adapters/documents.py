@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from math import isfinite
 from typing import Any
 
 from policies.errors import DesiredStateError, Fault
@@ -12,6 +16,10 @@ from policies.terms.document import LoadedDocument
 LARGEST_BYTES = 1 << 20
 MOST_NODES = 50_000
 """A document that says more than this through its aliases is refused: it would fill the memory."""
+DEEPEST = 100
+LARGEST_INTEGER = 2**53 - 1
+"""What JSON carries exactly on any machine; a digest of more would not be the same everywhere."""
+_DASH_AFTER_KEY = re.compile(rb"^( *)(?:- )?[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
 
 
 class YamlDocuments:
@@ -23,22 +31,10 @@ class YamlDocuments:
         Raises:
             DesiredStateError: Not YAML, too large, or a key twice; with file and line.
         """
-        from ruamel.yaml import YAML
-        from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
         if len(text) > LARGEST_BYTES:
             raise _fault(file, 1, f"expected at most {LARGEST_BYTES} bytes, got {len(text)}", "TooLarge")
-        try:
-            node = YAML(typ="rt").compose(io.StringIO(text.decode()))
-        except UnicodeDecodeError as error:
-            raise _fault(file, 1, f"expected UTF-8, got byte 0x{text[error.start]:02x} at {error.start}", "NotYaml") from error
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            words = " ".join((error.problem or error.context or "something else").split())
-            raise _fault(file, mark.line + 1 if mark else 1, f"expected YAML, got: {words}", "NotYaml") from error
-        except YAMLError as error:
-            words = " ".join(str(error).split())[:200]
-            raise _fault(file, 1, f"expected one YAML document, got: {words}", "NotYaml") from error
+        with _translated(file, text):
+            node = _composer().compose(io.StringIO(text.decode("utf-8-sig")))
         lines: dict[tuple[str | int, ...], int] = {(): 1}
         faults: list[Fault] = []
         value = None if node is None else _Reader(file, lines, faults).read(node, ())
@@ -53,15 +49,34 @@ class YamlDocuments:
         return out.getvalue()
 
     def edit(self, text: bytes, value: Mapping[str, Any]) -> bytes:
-        """The document with `value` as content; what did not change keeps comments, order and quoting."""
-        yaml = _round_trip()
-        document = yaml.load(io.BytesIO(text))
-        if not isinstance(document, dict):
+        """The document with `value` as content; what did not change keeps comments, order, quoting and indentation.
+
+        Raises:
+            DesiredStateError: The text is no YAML document.
+        """
+        before, after = self.load(text, "the document").value, _plain(value)
+        if not isinstance(before, dict):
             return self.render(value)
-        _merge(document, _plain(value))
+        if _same(before, after):
+            return text
+        ends_in_cr = b"\r\n" in text
+        text = text.replace(b"\r\n", b"\n")
+        yaml = _round_trip()
+        # Lists directly below their key are as common as indented ones: keep what the author does.
+        if dash := _DASH_AFTER_KEY.search(text):
+            offset = len(dash[2]) - len(dash[1])
+            if 0 <= offset <= 8:
+                yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
+        yaml.explicit_start = text.startswith(b"---")
+        document = yaml.load(io.BytesIO(text))
+        _merge(document, before, after)
         out = io.BytesIO()
         yaml.dump(document, out)
-        return out.getvalue()
+        edited = out.getvalue()
+        # A change inside of an aliased part would show everywhere: what is said goes before how it looks.
+        if not _same(self.load(edited, "the document").value, after):
+            edited = self.render(value)
+        return edited.replace(b"\n", b"\r\n") if ends_in_cr else edited
 
 
 class _Reader:
@@ -76,8 +91,8 @@ class _Reader:
         from ruamel.yaml.nodes import MappingNode, SequenceNode
 
         self._nodes += 1
-        if self._nodes > MOST_NODES or len(path) > 100:
-            message = f"expected at most {MOST_NODES} values, 100 deep; aliases make it more"
+        if self._nodes > MOST_NODES or len(path) > DEEPEST:
+            message = f"expected at most {MOST_NODES} values, {DEEPEST} deep; aliases make it more"
             raise _fault(self._file, node.start_mark.line + 1, message, "TooLarge")
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
@@ -87,23 +102,58 @@ class _Reader:
                 self._lines[*path, index] = item.start_mark.line + 1
                 items.append(self.read(item, (*path, index)))
             return items
-        return self._scalar(node)
+        return self._scalar(node, path)
 
     def _mapping(self, node: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        merged: list[Any] = []
         for key_node, item in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node.value, str):
+                self._note(line, path, "NotAKey", "expected a key of text, got a list or mapping")
+                continue
+            if str(key_node.tag).endswith(":merge"):
+                merged.append(item)
+                continue
+            key = key_node.value
             if key in found:
-                place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*path, key)).lstrip(".")
                 message = f"expected each key once, line {self._lines[*path, key]} has it already"
-                self._faults.append(Fault(file=self._file, line=line, path=place, reason="DuplicateKey", message=message))
+                self._note(line, (*path, key), "DuplicateKey", message)
                 continue
             self._lines[*path, key] = line
             found[key] = self.read(item, (*path, key))
+        for item in merged:
+            for key, value in self._merged(item, path).items():
+                found.setdefault(key, value)
         return found
 
-    def _scalar(self, node: Any) -> Any:
-        tag = str(node.tag).rsplit(":", 1)[-1].rstrip("'>)")
+    def _merged(self, node: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
+        """What `<<` brings in: a mapping, or a list of mappings of which earlier ones win; own keys win over all."""
+        from ruamel.yaml.nodes import MappingNode, SequenceNode
+
+        found: dict[str, Any] = {}
+        for part in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(part, MappingNode):
+                self._note(part.start_mark.line + 1, (*path, "<<"), "NotAMapping", "expected a mapping to merge")
+                continue
+            # Keys that are there already keep their lines.
+            lines, self._lines = self._lines, {}
+            try:
+                value = self.read(part, path)
+            finally:
+                own, self._lines = self._lines, lines
+            for place, line in own.items():
+                lines.setdefault(place, line)
+            for key, entry in value.items():
+                found.setdefault(key, entry)
+        return found
+
+    def _note(self, line: int, path: tuple[str | int, ...], reason: str, message: str) -> None:
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        self._faults.append(Fault(file=self._file, line=line, path=place, reason=reason, message=message))
+
+    def _scalar(self, node: Any, path: tuple[str | int, ...]) -> Any:
+        tag = str(node.tag).rsplit(":", 1)[-1]
         text = node.value
         if node.style in ("'", '"', "|", ">"):
             return text
@@ -113,16 +163,90 @@ class _Reader:
             case "bool":
                 return text.lower() in ("true", "yes", "on")
             case "int":
-                try:
-                    return int(text.replace("_", ""), 0)
-                except ValueError:
-                    return int(text) if text.lstrip("+-").isdigit() else text
+                number = _integer(text)
+                if number is None or abs(number) > LARGEST_INTEGER:
+                    shown = text if len(text) <= 24 else f"{text[:20]}… of {len(text)} digits"
+                    message = f"expected a whole number of at most {LARGEST_INTEGER} either way, got {shown}; quote it to keep it"
+                    self._note(node.start_mark.line + 1, path, "NotExact", message)
+                    return 0
+                return number
             case "float":
                 lowered = text.lower().lstrip("+")
                 special = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}.get(lowered)
-                return float(special or text.replace("_", ""))
+                value = float(special or text.replace("_", ""))
+                if not isfinite(value):
+                    self._note(node.start_mark.line + 1, path, "NotFinite", f"expected a finite number, got {text}")
+                    return 0.0
+                return value
             case _:
                 return text
+
+
+def _integer(text: str) -> int | None:
+    """A whole number as YAML 1.2 writes it; None when it is too long to be meant."""
+    digits = text.replace("_", "")
+    if len(digits) > 40:
+        return None
+    try:
+        return int(digits, 0)
+    except ValueError:
+        # Leading zeros: decimal in YAML 1.2.
+        return int(digits)
+
+
+@cache
+def _composers() -> Any:
+    from ruamel.yaml.composer import Composer
+
+    class ShallowComposer(Composer):
+        """Stops at a depth that no document needs, before the recursion limit and before scanning gets slow."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.depth > DEEPEST:
+                raise _TooDeepError(self.parser.peek_event().start_mark.line + 1)
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
+
+    return ShallowComposer
+
+
+class _TooDeepError(Exception):
+    """Nested deeper than `DEEPEST`."""
+
+
+def _composer() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _composers()
+    return yaml
+
+
+@contextmanager
+def _translated(file: str, text: bytes) -> Iterator[None]:
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise _fault(file, line, f"expected UTF-8, got byte 0x{text[error.start]:02x} at {error.start}", "NotYaml") from error
+    except _TooDeepError as error:
+        raise _fault(file, int(error.args[0]), f"expected values at most {DEEPEST} deep", "TooLarge") from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = " ".join((error.problem or error.context or "something else").split())
+        raise _fault(file, mark.line + 1 if mark else 1, f"expected YAML, got: {words}", "NotYaml") from error
+    except YAMLError as error:
+        words = " ".join(str(error).split())[:200]
+        position = getattr(error, "position", None)
+        line = text.decode(errors="replace").count("\n", 0, position) + 1 if isinstance(position, int) else 1
+        raise _fault(file, line, f"expected one YAML document, got: {words}", "NotYaml") from error
 
 
 def _round_trip() -> Any:
@@ -143,29 +267,41 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _merge(document: Any, value: Any) -> None:
-    """Bring a round-trip document to say `value`, touching only what differs."""
-    for key in [key for key in document if key not in value]:
-        del document[key]
-    for key, item in value.items():
-        before = document.get(key)
-        if isinstance(before, dict) and isinstance(item, dict):
-            _merge(before, item)
-        elif isinstance(before, list) and isinstance(item, list):
-            _merge_list(before, item)
-        elif (before != item and str(before) != str(item)) or key not in document:
+def _merge(document: Any, before: Any, after: Any) -> None:
+    """Bring a round-trip mapping that says `before` to say `after`, touching only what differs."""
+    for key in [key for key in before if key not in after]:
+        # What a merge key brought in cannot be taken out here.
+        if key in document:
+            del document[key]
+    for key, item in after.items():
+        if key in before and isinstance(before[key], dict) and isinstance(item, dict):
+            _merge(document[key], before[key], item)
+        elif key in before and isinstance(before[key], list) and isinstance(item, list):
+            _merge_list(document[key], before[key], item)
+        elif key not in before or not _same(before[key], item):
             document[key] = item
 
 
-def _merge_list(before: list[Any], items: list[Any]) -> None:
-    for index, item in enumerate(items):
+def _merge_list(document: Any, before: list[Any], after: list[Any]) -> None:
+    for index, item in enumerate(after):
         if index >= len(before):
-            before.append(item)
+            document.append(item)
         elif isinstance(before[index], dict) and isinstance(item, dict):
-            _merge(before[index], item)
-        elif before[index] != item:
-            before[index] = item
-    del before[len(items) :]
+            _merge(document[index], before[index], item)
+        elif isinstance(before[index], list) and isinstance(item, list):
+            _merge_list(document[index], before[index], item)
+        elif not _same(before[index], item):
+            document[index] = item
+    del document[len(after) :]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plain values say the same; `1`, `1.0` and `true` are three things."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(item, other[key]) for key, item in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other)
 
 
 def _fault(file: str, line: int, message: str, reason: str) -> DesiredStateError:
