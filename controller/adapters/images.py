@@ -49,6 +49,7 @@ class PythonImages:
         self._key, self._public_keys, self._clock = key, public_keys, clock
         self._states: dict[str, ImageState] = {}
         self._verified: dict[str, tuple[tuple[int, int], ...]] = {}
+        self._runtime = ""
         self._guard = threading.Lock()
         self._building = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,9 +216,10 @@ class PythonImages:
         }
 
     def _identity(self, spec: ImageSpec) -> str:
-        runtime = _runtime_files(_runtime_folder())
-        ours = {path: item.data.decode(errors="replace") for path, item in runtime.items()}
-        return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": ours, "format": BUILDER})
+        if not self._runtime:
+            files = _runtime_files(_runtime_folder())
+            self._runtime = digest_value({path: item.data.decode(errors="replace") for path, item in files.items()})
+        return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": self._runtime, "format": BUILDER})
 
     def _memo(self, identity: str) -> Path:
         return self._folder / f"image-{identity.removeprefix('sha256:')[:32]}.json"

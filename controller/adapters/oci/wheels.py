@@ -38,7 +38,8 @@ def check_hashes(lock: str, file: str) -> None:
     for text in joined.split("\n"):
         bare = text.split(" #")[0].replace("\x00", "").strip()
         if bare and not bare.startswith(("#", "-")) and ("==" not in bare or "--hash=sha256:" not in bare):
-            message = f"{file}:{line}: expected name==version with --hash=sha256:…, got {bare[:60]!r}; make it with `uv pip compile --generate-hashes`"
+            expected = "expected name==version with --hash=sha256:…"
+            message = f"{file}:{line}: {expected}, got {bare[:60]!r}; make it with `uv pip compile --generate-hashes`"
             raise DesiredStateError(message, reason="NotLocked")
         line += 1 + text.count("\x00")
 

@@ -1,0 +1,5 @@
+"""The engine on one machine: detached processes, one folder a job, exit codes on disk."""
+
+from controller.adapters.engine_local.engine import LocalEngine
+
+__all__ = ["LocalEngine"]
