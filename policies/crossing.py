@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from policies.cron import parse_cron
 from policies.errors import Fault
-from policies.terms.axon import Axon, Deployer, Sensor
+from policies.terms.axon import Axon, Deployer, Destination, Sensor, SensorTask, Trigger
 from policies.terms.document import LoadedDocument
+from policies.terms.release import Release
 
 Path = tuple[str | int, ...]
 
 
-def cross_faults(axon: Axon, loaded: LoadedDocument) -> Iterator[Fault]:
-    """All references of an axon that lead nowhere, names given twice, cycles and weights that are no whole."""
-    for path, reason, message in _all(axon):
+def cross_faults(document: Axon | Release, loaded: LoadedDocument) -> Iterator[Fault]:
+    """All references that lead nowhere, names given twice, cycles and weights that are no whole."""
+    found = _axon(document, loaded.value) if isinstance(document, Axon) else _release(document)
+    for path, reason, message in found:
         line = next(loaded.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in loaded.lines)
         dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         yield Fault(file=loaded.file, line=line, path=dotted, reason=reason, message=message)
 
 
-def _all(axon: Axon) -> Iterator[tuple[Path, str, str]]:
+def entries_of(sensor: Sensor, index: int, document: Any) -> Iterator[tuple[Path, SensorTask]]:
+    """A sensor's tasks, each with its path in the document, which may have them flat or in groups.
+
+    Args:
+        sensor: The sensor.
+        index: Its place in `spec.sensors`.
+        document: The document's plain value.
+    """
+    path: Path = ("spec", "sensors", index, "tasks")
+    written = document
+    for part in path:
+        known = isinstance(written, Mapping) or (isinstance(written, list) and isinstance(part, int) and part < len(written))
+        written = written[part] if known and (not isinstance(written, Mapping) or part in written) else []
+    for number, group in enumerate(sensor.tasks):
+        is_group = number < len(written) and isinstance(written[number], list)
+        for place, entry in enumerate(group):
+            yield ((*path, number, place) if is_group else (*path, number)), entry
+
+
+def _release(release: Release) -> Iterator[tuple[Path, str, str]]:
+    path: Path = ("spec", "traffic")
+    yield from _twice(path, [share.version for share in release.spec.traffic], "version")
+    total = sum(share.share for share in release.spec.traffic)
+    if release.spec.traffic and total != 100:
+        yield path, "NotAHundred", f"expected shares that sum to 100, got {total}"
+
+
+def _axon(axon: Axon, written: Any) -> Iterator[tuple[Path, str, str]]:
     yield from _twice(("spec", "tasks"), [task.name for task in axon.spec.tasks])
     yield from _twice(("spec", "sensors"), [sensor.name for sensor in axon.spec.sensors])
+    yield from _twice(("spec", "artifacts"), [artifact.name for artifact in axon.spec.artifacts])
     artifacts = {artifact.name for artifact in axon.spec.artifacts}
     for index, task in enumerate(axon.spec.tasks):
         body = task.container or task.train or task.deploy or task.spark
@@ -31,11 +63,18 @@ def _all(axon: Axon) -> Iterator[tuple[Path, str, str]]:
             path: Path = ("spec", "tasks", index, kind, "imageBuild", "artifact")
             yield path, "UnknownName", f"expected one of spec.artifacts ({_names(artifacts)}), got {body.image_build.artifact}"
     for index, sensor in enumerate(axon.spec.sensors):
-        yield from _sensor(axon, sensor, ("spec", "sensors", index))
+        yield from _sensor(axon, sensor, ("spec", "sensors", index), list(entries_of(sensor, index, written)))
 
 
-def _sensor(axon: Axon, sensor: Sensor, path: Path) -> Iterator[tuple[Path, str, str]]:
+def _sensor(axon: Axon, sensor: Sensor, path: Path, entries: list[tuple[Path, SensorTask]]) -> Iterator[tuple[Path, str, str]]:
     tasks = {task.name: task for task in axon.spec.tasks}
+    deployers = {
+        entry.deployer.name
+        for other in axon.spec.sensors
+        for group in other.tasks
+        for entry in group
+        if entry.deployer is not None
+    }
     for index, trigger in enumerate(sensor.triggers):
         if trigger.type == "Lifecycle" and trigger.task not in tasks:
             yield (
@@ -43,11 +82,16 @@ def _sensor(axon: Axon, sensor: Sensor, path: Path) -> Iterator[tuple[Path, str,
                 "UnknownName",
                 f"expected one of spec.tasks ({_names(tasks)}), got {trigger.task or 'nothing'}",
             )
-        if trigger.type == "Alert" and not trigger.condition:
-            yield (*path, "triggers", index), "Missing", "expected `condition` in PromQL, got nothing"
-    flat = [(group, entry) for group, entries in enumerate(sensor.tasks) for entry in entries]
-    for position, entry in flat:
-        here = (*path, "tasks", position)
+        for key, reason, message in _trigger(trigger):
+            yield (*path, "triggers", index, key), reason, message
+    for index, condition in enumerate(sensor.conditions):
+        if condition.task and condition.task not in tasks:
+            message = f"expected one of spec.tasks ({_names(tasks)}), got {condition.task}"
+            yield (*path, "conditions", index, "task"), "UnknownName", message
+    for here, entry in entries:
+        if entry.rollback is not None and entry.rollback.deployer not in deployers:
+            message = f"expected one of the deployers ({_names(deployers)}), got {entry.rollback.deployer}"
+            yield (*here, "rollback", "deployer"), "UnknownName", message
         if entry.trainer is not None:
             named = tasks.get(entry.trainer.task)
             if named is None or named.train is None:
@@ -64,11 +108,31 @@ def _sensor(axon: Axon, sensor: Sensor, path: Path) -> Iterator[tuple[Path, str,
             yield from _deployer(axon, entry.deployer, (*here, "deployer"))
 
 
+def _trigger(trigger: Trigger) -> Iterator[tuple[str, str, str]]:
+    if trigger.type == "Alert" and not trigger.condition:
+        yield "condition", "Missing", "expected `condition` in PromQL, got nothing"
+    if trigger.type == "Calendar":
+        try:
+            parse_cron(trigger.schedule)
+        except ValueError as error:
+            yield "schedule", "NotASchedule", str(error)
+
+
 def _deployer(axon: Axon, deployer: Deployer, path: Path) -> Iterator[tuple[Path, str, str]]:
     tasks = {task.name: task for task in axon.spec.tasks}
     models = {model.name for model in deployer.models}
     yield from _twice((*path, "models"), [model.name for model in deployer.models])
     for index, model in enumerate(deployer.models):
+        names = [backend.name for backend in model.backend_models]
+        yield from _twice((*path, "models", index, "backendModels"), names)
+        for position, strategy in enumerate(model.routing_strategy):
+            place: Path = (*path, "models", index, "routingStrategy", position, "destinations")
+            yield from _weights(strategy.destinations, place)
+            for number, destination in enumerate(strategy.destinations):
+                if destination.destination_name not in names:
+                    got = destination.destination_name or "nothing"
+                    message = f"expected one of the model's backends ({_names(names)}), got {got}"
+                    yield (*place, number, "destinationName"), "UnknownName", message
         for position, backend in enumerate(model.backend_models):
             here = (*path, "models", index, "backendModels", position)
             if backend.trainer and (backend.trainer not in tasks or tasks[backend.trainer].train is None):
@@ -76,14 +140,10 @@ def _deployer(axon: Axon, deployer: Deployer, path: Path) -> Iterator[tuple[Path
             if backend.deployer not in tasks or tasks[backend.deployer].deploy is None:
                 yield (*here, "deployer"), "UnknownName", f"expected a deploy task, got {backend.deployer or 'nothing'}"
     for index, rule in enumerate(deployer.rollout_spec):
-        weights = [destination.weight for destination in rule.destinations if destination.weight]
-        if weights and sum(weights) != 100:
-            yield (
-                (*path, "rolloutSpec", index, "destinations"),
-                "NotAHundred",
-                f"expected weights that sum to 100, got {sum(weights)}",
-            )
+        yield from _weights(rule.destinations, (*path, "rolloutSpec", index, "destinations"))
+    yield from _twice((*path, "routes"), [route.path for route in deployer.routes], "path")
     for index, route in enumerate(deployer.routes):
+        yield from _twice((*path, "routes", index, "dag"), [node.model for node in route.dag], "model")
         nodes = {node.model: node for node in route.dag if node.model}
         for position, node in enumerate(route.dag):
             here = (*path, "routes", index, "dag", position)
@@ -104,12 +164,18 @@ def _deployer(axon: Axon, deployer: Deployer, path: Path) -> Iterator[tuple[Path
             yield (*path, "routes", index, "dag"), "Cycle", f"expected no cycle, got {' -> '.join(cycle)}"
 
 
-def _twice(path: Path, names: list[str]) -> Iterator[tuple[Path, str, str]]:
+def _weights(destinations: Iterable[Destination], path: Path) -> Iterator[tuple[Path, str, str]]:
+    weights = [destination.weight for destination in destinations if destination.weight]
+    if weights and sum(weights) != 100:
+        yield path, "NotAHundred", f"expected weights that sum to 100, got {sum(weights)}"
+
+
+def _twice(path: Path, names: list[str], key: str = "name") -> Iterator[tuple[Path, str, str]]:
     seen: Counter[str] = Counter()
     for index, name in enumerate(names):
         seen[name] += 1
         if seen[name] == 2:
-            yield (*path, index, "name"), "Duplicate", f"expected each name once, got {name} twice"
+            yield (*path, index, key), "Duplicate", f"expected each {key} once, got {name} twice"
 
 
 def _cycle(graph: dict[str, tuple[str, ...]]) -> list[str]:

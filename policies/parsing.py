@@ -45,10 +45,10 @@ def parse_document(loaded: LoadedDocument) -> Project | Axon | Release | Version
         raise _error([Fault(file=loaded.file, line=line, path="kind", reason="UnknownKind", message=message)])
     model = KINDS[kind]
     try:
-        document = model.model_validate(value)
+        document = model.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _error(_without_echoes([_fault(loaded, model, item) for item in error.errors()])) from None
-    faults = list(cross_faults(document, loaded)) if isinstance(document, Axon) else []
+    faults = list(cross_faults(document, loaded)) if isinstance(document, (Axon, Release)) else []
     if faults:
         raise _error(faults)
     return document
@@ -74,11 +74,13 @@ def _error(faults: list[Fault]) -> DesiredStateError:
 
 
 def _without_echoes(faults: list[Fault]) -> list[Fault]:
-    """A list whose entries are all wrong also counts as empty: that says nothing new."""
+    """A list whose entries are all wrong also counts as empty, one value of no allowed type is told for each type."""
     empty = "expected at least one entry, got none"
+    first = {(fault.path, fault.reason): fault for fault in reversed(faults) if fault.reason == "WrongType"}
     return [
         fault
         for fault in faults
+        if first.get((fault.path, fault.reason), fault) is fault
         if fault.message != empty or not any(other.path.startswith(f"{fault.path}[") for other in faults)
     ]
 

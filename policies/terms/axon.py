@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from policies.terms.document_types import Document, Duration, Number, Text
+from policies.terms.document_types import Document, Duration, Instant, Name, Number, Text, check_resources
 
 Free = dict[str, Any]
 """A part whose inside belongs to somebody else: Kubernetes, Kubeflow or Istio."""
@@ -80,7 +79,7 @@ class ImageBuild(Document):
     artifact: str
     build_location: str = ""
     dockerfile: Dockerfile | None = None
-    s2i: S2I | None = None
+    s2i: S2I | None = Field(default=None, alias="s2i")
     check_image_exists: bool = False
     volumes: tuple[Free, ...] = ()
     volume_mounts: tuple[Free, ...] = ()
@@ -95,6 +94,11 @@ class Body(Document):
     node_selector: dict[str, str] = Field(default_factory=dict)
     resources: Free = Field(default_factory=dict)
     cache: bool = True
+
+    @field_validator("resources")
+    @classmethod
+    def _quantities(cls, value: Free) -> Free:
+        return check_resources(value)
 
 
 class ContainerTask(Body):
@@ -236,7 +240,7 @@ class SparkTask(Body):
 class Task(Document):
     """One task: exactly one of container, train, deploy and spark."""
 
-    name: str
+    name: Name
     container: ContainerTask | None = None
     train: TrainTask | None = None
     deploy: DeployTask | None = None
@@ -248,11 +252,12 @@ class Task(Document):
     @classmethod
     def _old_env(cls, value: Any) -> Any:
         """An older form put `env` beside the kind."""
-        if isinstance(value, Mapping) and isinstance(value.get("env"), list):
-            for kind in KINDS:
-                if isinstance(value.get(kind), Mapping):
-                    rest = {key: item for key, item in value.items() if key != "env"}
-                    return {**rest, kind: {**value[kind], "env": [*value["env"], *value[kind].get("env", [])]}}
+        if not isinstance(value, Mapping) or not isinstance(value.get("env", 0), list | None):
+            return value
+        rest = {key: item for key, item in value.items() if key != "env"}
+        for kind in KINDS:
+            if isinstance(body := rest.get(kind), Mapping) and isinstance(body.get("env"), list | None):
+                return {**rest, kind: {**body, "env": [*(value["env"] or ()), *(body.get("env") or ())]}}
         return value
 
     @model_validator(mode="after")
@@ -307,7 +312,15 @@ class Destination(Document):
     destination_index: int | None = Field(default=None, ge=0)
     destination_name: str = ""
     weight: int | None = Field(default=None, ge=0, le=100)
-    destination: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_index(cls, value: Any) -> Any:
+        """The earliest form said `destination: 0`."""
+        if isinstance(value, Mapping) and "destination" in value and "destinationIndex" not in value:
+            rest = {key: item for key, item in value.items() if key != "destination"}
+            return {**rest, "destinationIndex": value["destination"]}
+        return value
 
 
 class Shadow(Document):
@@ -333,7 +346,7 @@ class RolloutRule(Document):
 class BackendModel(Document):
     """A trained model joined with the image that serves it."""
 
-    name: str
+    name: Name
     trainer: str = ""
     deployer: str = ""
     model_selection_strategy: Literal["best"] | None = None
@@ -348,7 +361,7 @@ class RoutingStrategy(Document):
 class Model(Document):
     """A logical model, a node of the graph."""
 
-    name: str
+    name: Name
     model_selection_strategy: Literal["best"] | None = None
     routing_strategy: tuple[RoutingStrategy, ...] = ()
     backend_models: tuple[BackendModel, ...] = ()
@@ -361,7 +374,8 @@ class Node(Document):
     path: str = "/predict"
     dependencies: tuple[str, ...] = ()
     include_input: bool = False
-    dependency: str = ""
+    dependency: str = Field(default="", exclude=True)
+    """Legacy; says nothing."""
     full_path: str | None = None
     health_path: str | None = None
     endpoint_rest_type: str = ""
@@ -379,7 +393,7 @@ class Route(Document):
 class Deployer(Document):
     """How versions are made and reached."""
 
-    name: str = "deployer"
+    name: Name = "deployer"
     replicas: int = Field(default=1, ge=0)
     rollout_spec: tuple[RolloutRule, ...] = ()
     models: tuple[Model, ...] = ()
@@ -389,7 +403,8 @@ class Deployer(Document):
     servers: tuple[Free, ...] = ()
     gateway: str = ""
     gateway_namespace: str = ""
-    deployment_type: str = ""
+    deployment_type: str = Field(default="", exclude=True)
+    """Legacy; says nothing."""
     promotion: Free | None = None
     autoscale: Free | None = None
     explain_shadow: bool = True
@@ -415,7 +430,7 @@ class SensorTask(Document):
 class Sensor(Document):
     """Triggers, and the tasks that they make due: a sequence of groups that run side by side."""
 
-    name: str
+    name: Name
     triggers: tuple[Trigger, ...] = ()
     conditions: tuple[Condition, ...] = ()
     tasks: tuple[tuple[SensorTask, ...], ...] = Field(min_length=1)
@@ -437,7 +452,7 @@ class Suspend(Document):
     """Nothing new starts."""
 
     reason: str
-    until: datetime | None = None
+    until: Instant | None = None
 
 
 class AxonMetadata(Document):

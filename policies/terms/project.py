@@ -28,6 +28,8 @@ class Signer(Document):
     def _one_key(self) -> Signer:
         if sum(value is not None for value in (self.ssh, self.openpgp, self.identity)) != 1:
             raise ValueError("expected exactly one of ssh, openpgp and identity")
+        if (self.identity is None) != (self.issuer is None):
+            raise ValueError("expected identity and issuer together: an identity means nothing without who vouches for it")
         return self
 
 
@@ -38,6 +40,13 @@ class Trust(Document):
     ancestors: bool = True
     since: str = ""
     unsafe_unsigned_commits: bool = False
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Trust:
+        names = [signer.name for signer in self.signers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected each signer's name once, got {', '.join(twice)} again")
+        return self
 
 
 class Author(Document):

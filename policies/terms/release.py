@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from policies.terms.document_types import Instant
 
 
 class _Document(BaseModel):
@@ -34,7 +35,7 @@ class Hold(_Document):
     reason: str
     alert: str = ""
     """Event id of the alert, when one caused it."""
-    since: datetime
+    since: Instant
 
 
 class ReleaseSpec(_Document):

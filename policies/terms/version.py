@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from policies.terms.document_types import Instant
 
 
 class _Document(BaseModel):
@@ -58,7 +59,7 @@ class VersionSpec(_Document):
     metrics: dict[str, float] = Field(default_factory=dict)
     parent: str = ""
     """The version that served before it; empty for the first."""
-    created_at: datetime = Field(alias="createdAt")
+    created_at: Instant = Field(alias="createdAt")
     previous: str = ""
     """Digest of the record before it in this axon; empty for the first."""
     verdicts: tuple[str, ...] = ()
