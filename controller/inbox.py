@@ -1,0 +1,190 @@
+"""The inbox: REST triggers, results and metrics that programs send by HTTP, and the controller's own metrics."""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from controller.adapters import gauges
+from controller.adapters.spool import Spool
+from policies.errors import ControllerError, OutsideError, RefusedError, SilentError
+from policies.identity import event_id
+from policies.terms.event import Event
+from reconcilers.ports import Clock
+
+LARGEST_BODY_BYTES = 1 << 20
+TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receivers:
+    """Who takes what comes in."""
+
+    spool: Spool
+    clock: Clock
+    wake: Callable[[], None]
+    report: Callable[[str, Mapping[str, Any]], None]
+    """Takes a line of a job's report."""
+    push: Callable[[Mapping[str, str], str], None]
+    """Takes samples: labels and exposition text."""
+
+
+def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[ThreadingHTTPServer, str]:
+    """Listen on loopback; address and token lie in `address.json`, readable by the owner alone.
+
+    Returns:
+        The server (already serving in a thread), and its address `http://127.0.0.1:<port>`.
+
+    Raises:
+        RefusedError: The port is in use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / "address.json"
+    known = json.loads(place.read_bytes()) if place.exists() else {}
+    token = known.get("token") or secrets.token_urlsafe(32)
+    wanted = port if port is not None else int(known.get("port", 0))
+    handler = type("Handler", (_Handler,), {"receivers": receivers, "token": token})
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", wanted), handler)
+    except OSError as error:
+        if port is not None:
+            raise RefusedError(
+                f"inbox port {port}: {error.strerror}; choose another with --inbox-port", reason="PortInUse"
+            ) from error
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    got = int(server.server_address[1])
+    handle = os.open(place.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump({"address": f"http://127.0.0.1:{got}", "port": got, "token": token}, file)
+    place.with_suffix(".new").replace(place)
+    threading.Thread(target=server.serve_forever, name="inbox", daemon=True).start()
+    return server, f"http://127.0.0.1:{got}"
+
+
+def fire(folder: Path, path: str, body: bytes) -> str:
+    """Send a REST trigger's event as any client could; returns its id.
+
+    Args:
+        folder: The inbox's folder.
+        path: `<axon>/<sensor>` or `<axon>/<sensor>/<trigger>`.
+        body: JSON, or empty.
+    """
+    try:
+        known = json.loads((folder / "address.json").read_bytes())
+    except OSError as error:
+        raise SilentError("inbox: expected a running controller, there is none; start `myelin run`") from error
+    connection = http.client.HTTPConnection("127.0.0.1", known["port"], timeout=TIMEOUT_SECONDS)
+    try:
+        headers = {"Authorization": f"Bearer {known['token']}", "Content-Type": "application/json"}
+        connection.request("POST", f"/sensors/project/{path}", body or b"{}", headers)
+        answer = connection.getresponse()
+        value = json.loads(answer.read())
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise SilentError(f"inbox at {known['address']}: no answer; is `myelin run` running?") from error
+    finally:
+        connection.close()
+    if answer.status != 202:
+        raise RefusedError(f"inbox: {value.get('message', answer.status)}")
+    return str(value["id"])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    receivers: Receivers
+    token: str
+    timeout = TIMEOUT_SECONDS
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: paths and headers may hold secrets."""
+
+    def do_GET(self) -> None:
+        """Health and metrics."""
+        if self.path == "/health":
+            self._say(200, {"status": "OK"})
+        elif self.path == "/metrics":
+            self._send(200, gauges.render(), "text/plain; version=0.0.4")
+        else:
+            self._say(404, {"message": f"{self.path}: nothing here"})
+
+    def do_POST(self) -> None:
+        """Events, results and samples."""
+        try:
+            size = int(self.headers.get("Content-Length") or -1)
+        except ValueError:
+            size = -1
+        if not 0 <= size <= LARGEST_BODY_BYTES:
+            self.close_connection = True
+            self._say(413, {"message": f"expected a body of at most {LARGEST_BODY_BYTES} bytes with its Content-Length"})
+            return
+        body = self.rfile.read(size)
+        parts = self.path.split("?")[0].strip("/").split("/")
+        try:
+            if parts[0] == "sensors" and len(parts) in (4, 5):
+                self._event(parts[2:], body)
+            elif parts[0] == "trials" and len(parts) == 3 and parts[2] == "submit_result":
+                self._result(parts[1], body)
+            elif parts[:2] == ["metrics", "job"] and len(parts) >= 3:
+                labels = {"job": parts[2], **dict(zip(parts[3::2], parts[4::2], strict=False))}
+                self.receivers.push(labels, body.decode(errors="replace"))
+                self._say(202, {})
+            else:
+                self._say(404, {"message": f"{self.path}: nothing here"})
+        except OutsideError as error:
+            self._say(404, {"message": error.message})
+        except (ValueError, KeyError, TypeError, ControllerError) as error:
+            self._say(400, {"message": " ".join(str(error).split())[:300]})
+        except OSError as error:
+            self._say(507, {"message": f"not kept: {error.strerror}"})
+
+    do_PUT = do_POST
+
+    def _event(self, parts: list[str], body: bytes) -> None:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            gauges.WRONG_TOKENS.inc()
+            self._say(401, {"message": "expected the inbox's token as Authorization: Bearer …"})
+            return
+        data = json.loads(body or b"{}")
+        data = data if isinstance(data, dict) else {"data": data}
+        source = data.get("source") or self.headers.get("ce-source")
+        identity = data.get("id") or self.headers.get("ce-id")
+        subject = {"source": str(source), "id": str(identity)} if source and identity else {"id": secrets.token_hex(16)}
+        axon, sensor, trigger = parts[0], parts[1], parts[2] if len(parts) > 2 else ""
+        event = Event(
+            id=event_id("Rest", axon, sensor, trigger, subject),
+            kind="Rest",
+            axon=axon,
+            sensor=sensor,
+            trigger=trigger,
+            at=self.receivers.clock.now(),
+            data=data,
+        )
+        self.receivers.spool.put(event)
+        self.receivers.wake()
+        self._say(202, {"id": event.id})
+
+    def _result(self, job: str, body: bytes) -> None:
+        value = json.loads(body)
+        result = value["result"]["result"] if value.get("result") else {"loss": "nan", "info": {}}
+        self.receivers.report(job, {"kind": "result", "loss": result["loss"], "metrics": dict(result.get("info") or {})})
+        self._say(200, {})
+
+    def _say(self, code: int, value: Mapping[str, Any]) -> None:
+        self._send(code, json.dumps(value).encode(), "application/json")
+
+    def _send(self, code: int, body: bytes, kind: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
