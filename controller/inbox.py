@@ -175,8 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _result(self, job: str, body: bytes) -> None:
         value = json.loads(body)
-        result = value["result"]["result"] if value.get("result") else {"loss": "nan", "info": {}}
-        self.receivers.report(job, {"kind": "result", "loss": result["loss"], "metrics": dict(result.get("info") or {})})
+        result: dict[str, Any] = value["result"]["result"] if value.get("result") else {"loss": "nan"}
+        self.receivers.report(job, {"kind": "result", "loss": result["loss"], "metrics": result.get("info") or {}})
         self._say(200, {})
 
     def _say(self, code: int, value: Mapping[str, Any]) -> None:

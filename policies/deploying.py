@@ -257,7 +257,8 @@ def serving_steps(
                     yield Serve(axon=key[0], task=version.metadata.name, reason="the release asks for it", server=server)
         if not kept:
             continue
-        proxy = proxy_server(release, kept, observed.servers, program=versions[-1], around=around)
+        port = around.proxy_port if key == min(desired.releases) else None
+        proxy = proxy_server(release, kept, observed.servers, program=versions[-1], around=around, port=port)
         needed.add(proxy.name)
         state = observed.servers.get(proxy.name)
         stale = state is None or state.phase == "failed" or state.labels.get("config") != proxy.labels["config"]

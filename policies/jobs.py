@@ -34,8 +34,8 @@ class Surroundings:
     """`http://127.0.0.1:8090`, without slash at the end; empty when nothing listens."""
     base: str = "host"
     """Base image of the Python builder."""
-    proxy_ports: Mapping[str, int] | None = None
-    """`<axon>/<deployer>` -> port wanted for its proxy."""
+    proxy_port: int | None = None
+    """Port wanted for the first deployer's proxy; others take any."""
     kept_versions: int = 3
     """How many versions keep their own URL besides those with traffic."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from policies import promql
 from policies.alerts import expand
+from policies.crossing import entries_of
 from policies.errors import DesiredStateError, Fault
 from policies.experiment import experiment_of
 from policies.ladder import describe, rungs
@@ -14,6 +17,7 @@ from policies.terms.axon import Axon
 from policies.terms.document import LoadedDocument
 
 Path = tuple[str | int, ...]
+_TEMPLATED = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
 
 
 def lint(axon: Axon, *, has_folder: Callable[[str], bool] | None, loaded: LoadedDocument) -> tuple[Fault, ...]:
@@ -25,7 +29,15 @@ def lint(axon: Axon, *, has_folder: Callable[[str], bool] | None, loaded: Loaded
         loaded: Where its lines are.
     """
     faults = []
-    for path, reason, message in (*_training(axon), *_folders(axon, has_folder), *_alerts(axon), *_rollouts(axon)):
+    found = (
+        *_training(axon),
+        *_images(axon),
+        *_folders(axon, has_folder),
+        *_alerts(axon),
+        *_deployers(axon, loaded.value),
+        *_volume(axon),
+    )
+    for path, reason, message in found:
         line = next(loaded.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in loaded.lines)
         dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         faults.append(Fault(file=loaded.file, line=line, path=dotted, reason=reason, message=message))
@@ -96,13 +108,69 @@ def _alerts(axon: Axon) -> Iterator[tuple[Path, str, str]]:
                 why = error.message
             if why:
                 yield path, "PromqlRefused", why
+            missing = sorted({name for name in _TEMPLATED.findall(trigger.condition) if name not in _trained(axon)})
+            if missing and "no_data" not in trigger.model_fields_set:
+                text = f"no training reports {', '.join(missing)}: it is there only after feedback; say noData: pause or fire"
+                yield path, "FeedbackOnly", text
 
 
-def _rollouts(axon: Axon) -> Iterator[tuple[Path, str, str]]:
+def _deployers(axon: Axon, written: Any) -> Iterator[tuple[Path, str, str]]:
+    silent = {task.name for task in axon.spec.tasks if task.train is not None and not task.train.loss_metric}
     for index, sensor in enumerate(axon.spec.sensors):
-        for position, entry in enumerate(item for group in sensor.tasks for item in group):
-            for number, rule in enumerate(entry.deployer.rollout_spec if entry.deployer is not None else ()):
-                path: Path = ("spec", "sensors", index, "tasks", position, "deployer", "rolloutSpec", number)
+        for here, entry in entries_of(sensor, index, written):
+            deployer = entry.deployer
+            for number, rule in enumerate(deployer.rollout_spec if deployer is not None else ()):
                 indices = [destination.destination_index for destination in rule.destinations if destination.weight]
                 if indices and 0 not in indices:
-                    yield path, "NoNewest", "no weight for index 0: the first version gets everything, later ones nothing"
+                    text = "no weight for index 0: the first version gets everything, later ones nothing"
+                    yield (*here, "deployer", "rolloutSpec", number), "NoNewest", text
+            for number, model in enumerate(deployer.models if deployer is not None else ()):
+                for place, backend in enumerate(model.backend_models):
+                    if backend.trainer in silent and "best" in (model.model_selection_strategy, backend.model_selection_strategy):
+                        text = f"`best` of {backend.trainer}, which has no lossMetric: the newest training is taken"
+                        path = (*here, "deployer", "models", number, "backendModels", place)
+                        yield path, "BestOfNothing", text
+
+
+def _images(axon: Axon) -> Iterator[tuple[Path, str, str]]:
+    for index, task in enumerate(axon.spec.tasks):
+        for kind in ("container", "train", "deploy", "spark"):
+            body = getattr(task, kind)
+            path: Path = ("spec", "tasks", index, kind)
+            if body is None or body.image_build is None:
+                continue
+            if body.image:
+                yield (*path, "image"), "ImageWins", "`image` and `imageBuild` together: the image is used, nothing is built"
+            if any("secret" in volume for volume in body.image_build.volumes):
+                text = "a secret inside of a build can end up in the image"
+                yield (*path, "imageBuild", "volumes"), "SecretInBuild", text
+
+
+def _volume(axon: Axon) -> Iterator[tuple[Path, str, str]]:
+    template = axon.spec.volume_claim_template or {}
+    claim = template.get("spec")
+    modes = claim.get("accessModes") if isinstance(claim, dict) else None
+    if not isinstance(modes, list) or set(modes) - {"ReadWriteOnce", "ReadWriteOncePod"} or not modes:
+        return
+    groups = [group for sensor in axon.spec.sensors for group in sensor.tasks]
+    tuned = [
+        task.name for task in axon.spec.tasks if task.train and task.train.hp_tuning and task.train.hp_tuning.concurrency > 1
+    ]
+    why = (
+        "tasks of one group"
+        if any(len(group) > 1 for group in groups)
+        else f"the trials of {tuned[0]}"
+        if tuned
+        else "training and serving"
+        if any(entry.deployer is not None for group in groups for entry in group)
+        else ""
+    )
+    if why:
+        text = f"a {modes[0]} volume cannot be shared by {why} on several nodes; expected ReadWriteMany"
+        yield ("spec", "volumeClaimTemplate", "spec", "accessModes"), "SharedOnce", text
+
+
+def _trained(axon: Axon) -> set[str]:
+    """Metrics that trainings report."""
+    trains = [task.train for task in axon.spec.tasks if task.train is not None]
+    return {train.loss_metric for train in trains} | {metric.name for train in trains for metric in train.metrics}

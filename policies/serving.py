@@ -55,6 +55,7 @@ def proxy_server(
     *,
     program: Version,
     around: Surroundings,
+    port: int | None = None,
 ) -> ServerSpec:
     """The proxy of a deployer, with the versions that are ready.
 
@@ -65,6 +66,7 @@ def proxy_server(
         program: The version whose image the proxy runs from. The proxy is the same program in every image, so the
             deployer's oldest one is taken: it stays, and the proxy is not restarted for a new version.
         around: Where it runs.
+        port: Port wanted; None: any, kept.
     """
     axon, deployer = release.metadata.axon, release.metadata.name
     ready = {version.metadata.name: entry for version in versions if (entry := _proxied(version, servers))}
@@ -86,7 +88,7 @@ def proxy_server(
         command=("python", "-m", "myelin.proxy"),
         env=identity_environment(axon, deployer, "", name, around),
         config=config,
-        port=(around.proxy_ports or {}).get(f"{axon}/{deployer}"),
+        port=port,
         labels={"axon": axon, "deployer": deployer, "job": "proxy", "config": digest_value(config)},
     )
 

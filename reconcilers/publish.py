@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from policies.writeback import check_changes, message
-
 from policies.errors import ConflictError, OutsideError
 from policies.terms.desired import DesiredState
 from policies.terms.outcome import Change, Outcome, Result
+from policies.writeback import check_changes, message
 from reconcilers.ports import Ports
 
 

@@ -9,20 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from posixpath import dirname
 
-from policies.lint import lint
-from policies.parsing import defaulted, parse_document
-from policies.terms.axon import Axon
-from policies.terms.project import Project
-from policies.trust import TrustState, judge
-
 from policies.errors import DesiredStateError, Fault, TrustError
 from policies.identity import axon_digest
+from policies.lint import lint
+from policies.parsing import defaulted, parse_document
 from policies.sources import source_folders
+from policies.terms.axon import Axon
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.document import LoadedDocument
+from policies.terms.project import Project
 from policies.terms.release import Release
 from policies.terms.revision import Pin, Revision
 from policies.terms.version import Version
+from policies.trust import TrustState, judge
 from reconcilers.ports import Documents, Ports, Repository, TreeFile
 
 PROJECT_FILE = "myelin.yaml"

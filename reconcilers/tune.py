@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from policies.experiment import hpo_params, trial_args
-from policies.ladder import describe, incumbent, is_finished, next_runs
-
 from policies.canonical import short_name
+from policies.experiment import hpo_params, trial_args
 from policies.identity import object_name, trial_run_id
+from policies.ladder import describe, incumbent, is_finished, next_runs
 from policies.records import ask_statement, task_statement, tell_statement
 from policies.terms.outcome import Outcome, Result
 from policies.terms.plan import Tune

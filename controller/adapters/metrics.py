@@ -67,7 +67,7 @@ class SampledMetrics:
         if not rules:
             return ()
         series = self._snapshot()
-        found = []
+        found: list[Alert] = []
         for rule in rules:
             try:
                 found += firing(rule, _query(rule.condition), series, now)

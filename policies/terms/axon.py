@@ -390,6 +390,41 @@ class Route(Document):
     timeout: Duration | None = None
 
 
+class PromotionStep(Document):
+    """One share, and how long it is kept before the next."""
+
+    share: int = Field(ge=0, le=100)
+    for_: Duration = Field(default="0s", alias="for")
+
+
+class Promotion(Document):
+    """When a version gets more traffic, and when it loses it."""
+
+    mode: str = ""
+    require: tuple[str, ...] = ()
+    metric: str = ""
+    margin: Number = 0.0
+    min_samples: int = Field(default=0, ge=0)
+    confidence: Number = Field(default=0.95, gt=0, lt=1)
+    soak: Duration = "0s"
+    steps: tuple[PromotionStep | int, ...] = ()
+    abort_on: tuple[str, ...] = ()
+
+
+class Autoscale(Document):
+    """Replicas by load."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_concurrency: Number = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Autoscale:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"expected minReplicas of at most maxReplicas, got {self.min_replicas} and {self.max_replicas}")
+        return self
+
+
 class Deployer(Document):
     """How versions are made and reached."""
 
@@ -405,8 +440,8 @@ class Deployer(Document):
     gateway_namespace: str = ""
     deployment_type: str = Field(default="", exclude=True)
     """Legacy; says nothing."""
-    promotion: Free | None = None
-    autoscale: Free | None = None
+    promotion: Promotion | None = None
+    autoscale: Autoscale | None = None
     explain_shadow: bool = True
 
 

@@ -1,0 +1,126 @@
+"""Follow one project: a pass after each wake-up, until stopped or idle. Status is left on disk for `myelin status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from controller.adapters import gauges
+from controller.adapters.files import watch_repository
+from controller.loop import Report, run_pass
+from controller.settings import Settings
+from controller.wiring import Waker, Wired, wire
+from policies.terms.outcome import Outcome
+
+IDLE_PASSES = 2
+"""Quiet passes in a row after which there is nothing due or running."""
+
+
+def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = False, until_idle: bool = False) -> Report | None:
+    """Run passes until a signal says stop, or as long as `once` or `until_idle` say.
+
+    Args:
+        settings: What to follow.
+        tell: Takes one line for each outcome that is new.
+        once: One pass.
+        until_idle: Until nothing is due or running.
+    """
+    waker = Waker()
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: (stopping.append(got), waker.wake()) and None)
+    with wire(settings, wake=waker.wake) as wired:
+        local = Path(settings.repository)
+        stop = watch_repository(local, waker.wake) if local.is_dir() else (lambda: None)
+        tell(f"following {settings.branch}; inbox at {wired.inbox_address}; jobs run with {wired.isolation}")
+        try:
+            return _passes(settings, wired, waker, stopping, tell=tell, once=once, until_idle=until_idle)
+        finally:
+            stop()
+
+
+def _passes(
+    settings: Settings,
+    wired: Wired,
+    waker: Waker,
+    stopping: list[int],
+    *,
+    tell: Callable[[str], None],
+    once: bool,
+    until_idle: bool,
+) -> Report | None:
+    report: Report | None = None
+    told: dict[str, Outcome] = {}
+    quiet = 0
+    while not stopping:
+        report = run_pass(wired.following, wired.ports)
+        _count(report)
+        told = _tell_changes(report, told, tell)
+        write_status(settings.state, report, wired)
+        quiet = 0 if report.look_again or report.is_busy else quiet + 1
+        if once or (until_idle and quiet >= IDLE_PASSES):
+            break
+        if report.look_again:
+            continue
+        waker.wait(settings.busy_seconds if report.is_busy or quiet < IDLE_PASSES else settings.poll_seconds)
+    return report
+
+
+def write_status(state: Path, report: Report, wired: Wired) -> None:
+    """Leave what the last pass came to, for others to read."""
+    value = {
+        "at": report.at.isoformat(),
+        "pid": os.getpid(),
+        "revision": str(report.desired.revision) if report.desired else "",
+        "signer": report.desired.revision.signer if report.desired else "",
+        "isolation": wired.isolation,
+        "inbox": wired.inbox_address,
+        "outcomes": [
+            {"state": item.state, "subject": item.subject, "reason": item.reason, "message": item.message}
+            for item in report.outcomes
+        ],
+        "servers": [
+            {
+                "name": item.name,
+                "phase": item.phase,
+                "address": item.address,
+                "message": item.message,
+                "labels": dict(item.labels),
+            }
+            for item in (report.observed.servers.values() if report.observed else ())
+        ],
+        "jobs": {
+            phase: sum(job.phase == phase for job in report.observed.jobs.values()) if report.observed else 0
+            for phase in ("running", "succeeded", "failed")
+        },
+    }
+    place = state / "status.json"
+    text = json.dumps(value)
+    try:
+        place.with_suffix(".new").write_text(text)
+        place.with_suffix(".new").replace(place)
+    except OSError:
+        return  # a full disk is told by the outcomes of those who need the disk
+
+
+def _tell_changes(report: Report, told: dict[str, Outcome], tell: Callable[[str], None]) -> dict[str, Outcome]:
+    """Say what is new since the last pass; silence when nothing changed."""
+    now = {f"{item.subject} {item.reason}": item for item in report.outcomes}
+    for key, item in now.items():
+        if key not in told or (told[key].message != item.message and item.reason == "Tuning"):
+            tell(f"{item.state:<8} {item.subject}: {item.reason}: {item.message}")
+    return now
+
+
+def _count(report: Report) -> None:
+    gauges.PASSES.inc()
+    for state in ("done", "waiting", "stalled"):
+        gauges.OUTCOMES.labels(state).set(sum(item.state == state for item in report.outcomes))
+    if report.observed is not None:
+        gauges.LEDGER_ENTRIES.set(report.observed.recorded.entries)
+    if report.desired is not None:
+        gauges.UNSIGNED.set(report.desired.unsigned)
+        gauges.UNTRUSTED.set(0 if report.desired.is_trusted else 1)
