@@ -30,8 +30,13 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
     """
     waker = Waker()
     stopping: list[int] = []
+
+    def stop_soon(number: int, _: object) -> None:
+        stopping.append(number)
+        waker.wake()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _: (stopping.append(got), waker.wake()) and None)
+        signal.signal(number, stop_soon)
     with wire(settings, wake=waker.wake) as wired:
         local = Path(settings.repository)
         stop = watch_repository(local, waker.wake) if local.is_dir() else (lambda: None)
