@@ -13,7 +13,7 @@ from policies.errors import DesiredStateError, Fault
 from policies.experiment import experiment_of
 from policies.ladder import describe, rungs
 from policies.sources import build_folder, image_builds
-from policies.terms.axon import Axon
+from policies.terms.axon import KINDS, Axon
 from policies.terms.document import LoadedDocument
 
 Path = tuple[str | int, ...]
@@ -55,6 +55,9 @@ def _training(axon: Axon) -> Iterator[tuple[Path, str, str]]:
             yield (*path, "lossMetric"), "MinimisedAccuracy", text
         if not train.loss_metric:
             yield (*path, "hpTuning"), "NoLossMetric", "tuning without lossMetric: no trial can be the best"
+        if train.hp_tuning.optimiser == "RandomSearch" and train.hp_tuning.min_budget < train.hp_tuning.max_budget:
+            text = f"RandomSearch trains every configuration at maxBudget, {train.hp_tuning.max_budget:g}"
+            yield (*path, "hpTuning", "minBudget"), "UnusedBudget", text
         try:
             experiment = experiment_of(task, experiment_id="", axon=axon.metadata.name)
         except DesiredStateError as error:
@@ -68,7 +71,7 @@ def _training(axon: Axon) -> Iterator[tuple[Path, str, str]]:
                 "FractionalBudget",
                 f"budgets will be {shown}; say budgetType: integer if the program needs whole ones",
             )
-        if budgets[0] > experiment.min_budget + 1e-9:
+        if budgets[0] > experiment.min_budget * 1.01:
             yield (
                 (*path, "hpTuning", "minBudget"),
                 "UnusedBudget",
@@ -86,7 +89,8 @@ def _training(axon: Axon) -> Iterator[tuple[Path, str, str]]:
 def _folders(axon: Axon, has_folder: Callable[[str], bool] | None) -> Iterator[tuple[Path, str, str]]:
     for task, build in image_builds(axon):
         index = axon.spec.tasks.index(task)
-        path: Path = ("spec", "tasks", index)
+        kind = next(name for name in KINDS if getattr(task, name) is not None)
+        path: Path = ("spec", "tasks", index, kind, "imageBuild")
         try:
             folder = build_folder(axon, build)
         except DesiredStateError as error:
@@ -134,7 +138,7 @@ def _deployers(axon: Axon, written: Any) -> Iterator[tuple[Path, str, str]]:
 
 def _images(axon: Axon) -> Iterator[tuple[Path, str, str]]:
     for index, task in enumerate(axon.spec.tasks):
-        for kind in ("container", "train", "deploy", "spark"):
+        for kind in KINDS:
             body = getattr(task, kind)
             path: Path = ("spec", "tasks", index, kind)
             if body is None or body.image_build is None:

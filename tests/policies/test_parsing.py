@@ -1,3 +1,6 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
 import pytest
 
 from controller.adapters.documents import YamlDocuments
@@ -127,3 +130,70 @@ def test_an_edit_keeps_what_it_does_not_change() -> None:
     after = documents.edit(before, {"spec": {"traffic": [{"version": "v-1", "share": 80}, {"version": "v-2", "share": 20}]}})
     assert after.startswith(b'# why\nspec:\n  traffic: # shares\n    - {version: "v-1", share: 80}\n')
     assert documents.load(after, "r").value["spec"]["traffic"][1] == {"version": "v-2", "share": 20}
+
+
+MANIFESTS = sorted((Path(__file__).parent / "manifests").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=[file.stem for file in MANIFESTS])
+def test_a_manifest_of_the_earlier_myelin_is_read_unchanged(file: Path) -> None:
+    axon = load(file.read_bytes())
+    assert isinstance(axon, Axon)
+    assert axon.spec.tasks
+    assert axon.spec.sensors
+
+
+def test_there_are_six_manifests_of_the_earlier_myelin() -> None:
+    assert [file.stem for file in MANIFESTS] == ["dist-mnist", "gpt2", "multi-model-dag", "recommender", "spark", "xgboost-hpo"]
+
+
+def manifest(name: str) -> Axon:
+    axon = load(next(file for file in MANIFESTS if file.stem == name).read_bytes())
+    assert isinstance(axon, Axon)
+    return axon
+
+
+def test_groups_run_side_by_side_and_a_flat_list_one_after_another() -> None:
+    groups = [
+        [entry.trainer.task for entry in group if entry.trainer] for group in manifest("multi-model-dag").spec.sensors[0].tasks
+    ]
+    assert groups == [["Train1", "Train2"], ["Train3"]]
+    assert [len(group) for group in manifest("recommender").spec.sensors[0].tasks] == [1, 1]
+
+
+def test_quoted_numbers_are_numbers() -> None:
+    train = manifest("xgboost-hpo").spec.tasks[0].train
+    assert train is not None
+    assert train.hp_tuning is not None
+    range_of_rate = train.hp_tuning.params[0].numerical
+    assert range_of_rate is not None
+    assert (range_of_rate.lower, range_of_rate.upper, range_of_rate.default_value, range_of_rate.log) == (0.01, 0.3, 0.1, True)
+    assert train.hp_tuning.min_budget == 3.33
+
+
+def test_env_beside_the_kind_belongs_to_the_kind() -> None:
+    train = manifest("dist-mnist").spec.tasks[0].train
+    assert train is not None
+    assert [(variable.name, variable.value) for variable in train.env] == [("STEPS", "{{workflow.parameters.steps}}")]
+    assert train.tf_job_spec is not None
+    assert train.tf_job_spec["tfReplicaSpecs"]["Worker"]["replicas"] == 4
+
+
+def test_the_earliest_destination_is_an_index() -> None:
+    deployer = manifest("xgboost-hpo").spec.sensors[1].tasks[0][0].deployer
+    assert deployer is not None
+    assert deployer.rollout_spec[0].destinations[0].destination_index == 0
+
+
+def test_an_instant_without_a_zone_is_utc() -> None:
+    axon = load(b"kind: Axon\nmetadata: {name: a}\nspec: {suspend: {reason: holidays, until: 2026-01-01}}\n")
+    assert isinstance(axon, Axon)
+    assert axon.spec.suspend is not None
+    assert axon.spec.suspend.until == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_one_value_of_no_allowed_type_is_one_fault() -> None:
+    text = OLD_SPELLINGS.replace(b"env: [{name: A, value: 1}]", b"env: [{name: A, value: [1]}]")
+    with pytest.raises(DesiredStateError) as caught:
+        load(text)
+    assert len(caught.value.faults) == 1
