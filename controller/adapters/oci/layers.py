@@ -170,8 +170,10 @@ def _file(writer: _Writer, path: str, item: Stored | Zipped) -> None:
         return
     size = item.info.file_size
     writer.stored(_header(path, size, mode))
+    if not size:
+        return
     packed = _raw(item)
-    if item.info.compress_type == zipfile.ZIP_DEFLATED and size:
+    if item.info.compress_type == zipfile.ZIP_DEFLATED:
         unpacker = zlib.decompressobj(-15)
         try:
             plain = unpacker.decompress(packed, size + 1)

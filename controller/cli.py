@@ -1,0 +1,214 @@
+"""The command line: verbs first, the words of the glossary; each command is a few lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, SilentError, TrustError
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="GitOps for machine learning.")
+
+
+class Output(StrEnum):
+    """How an answer is written."""
+
+    text = "text"
+    json = "json"
+    yaml = "yaml"
+
+
+Repo = Annotated[str, typer.Option("--repo", help="Path or URL of the repository.")]
+State = Annotated[str, typer.Option("--state", help="Folder of the controller's state.")]
+Trust = Annotated[str, typer.Option("--trust", help="File that pins whose commits are trusted.")]
+Form = Annotated[Output, typer.Option("-o", "--output", help="text, json or yaml.")]
+
+
+def main() -> None:
+    """Run a command; an error is one line and an exit status, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except DesiredStateError as error:
+        for fault in error.faults:
+            typer.echo(str(fault), err=True)
+        if not error.faults:
+            typer.echo(f"myelin: {error.message}", err=True)
+        sys.exit(1)
+    except (TrustError, RefusedError) as error:
+        typer.echo(f"myelin: {error.message}", err=True)
+        sys.exit(3)
+    except (SilentError, ConflictError, ControllerError) as error:
+        typer.echo(f"myelin: {error.message}", err=True)
+        sys.exit(4)
+
+
+def show(value: Any, form: Output, text: str) -> None:
+    """Write an answer: one document on standard output."""
+    if form is Output.json:
+        typer.echo(json.dumps(value, indent=2))
+    elif form is Output.yaml:
+        from controller.adapters.documents import YamlDocuments
+
+        typer.echo(YamlDocuments().render(value if isinstance(value, dict) else {"items": value}).decode(), nl=False)
+    else:
+        typer.echo(text)
+
+
+def hint(text: str) -> None:
+    """Progress and hints go to standard error."""
+    typer.echo(text, err=True)
+
+
+@app.command()
+def init(folder: Path, output: Form = Output.text) -> None:
+    """Make a new project repository from the example, signed with a key made on the spot."""
+    from controller import project
+    from controller.adapters.clock import SystemClock
+
+    place = project.make(folder, now=SystemClock().now())
+    value = {"folder": str(folder), "repository": place.url, "state": str(place.state), "trust": str(place.trust)}
+    show(value, output, f"{folder} is ready: cd {folder} && myelin run")
+
+
+@app.command()
+def run(
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    once: Annotated[bool, typer.Option(help="One pass.")] = False,
+    until_idle: Annotated[bool, typer.Option(help="Until nothing is due or running.")] = False,
+    branch: Annotated[str, typer.Option(help="The branch that is the truth.")] = "main",
+    port: Annotated[int | None, typer.Option(help="Port of the first deployer's proxy.")] = None,
+    inbox_port: Annotated[int | None, typer.Option(help="Port of the inbox.")] = None,
+    isolation: Annotated[str | None, typer.Option(help="bubblewrap or none.")] = None,
+) -> None:
+    """Follow the repository and make it so, until stopped."""
+    from controller import follow, project
+
+    place = project.find(repo, state=state, trust=trust)
+    settings = project.settings_of(place, branch=branch, proxy_port=port, inbox_port=inbox_port, isolation=isolation)
+    report = follow.follow(settings, tell=hint, once=once, until_idle=until_idle)
+    if report is not None and any(item.state == "stalled" for item in report.outcomes) and (once or until_idle):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option("--dir", help="Folder of the demo; a fresh one when not given.")] = None,
+    keep: Annotated[bool, typer.Option(help="Go on serving at the end.")] = False,
+) -> None:
+    """Tell the whole story on this machine: push, build, tune, serve, alert, rollback commit."""
+    from controller import demo as story
+
+    raise typer.Exit(story.tell(folder, keep=keep))
+
+
+@app.command()
+def lint(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders; this folder when not given.")] = None,
+    output: Form = Output.text,
+) -> None:
+    """Every fault of every manifest at once, with file, line and the nearest valid key."""
+    from controller import answers
+
+    faults, warnings = answers.lint(paths or [Path()])
+    value = [
+        {"file": item.file, "line": item.line, "path": item.path, "reason": item.reason, "message": item.message}
+        for item in (*faults, *warnings)
+    ]
+    lines = [str(item) for item in faults] + [f"{item} (warning)" for item in warnings]
+    show({"faults": value}, output, "\n".join(lines) or "no faults")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def plan(repo: Repo = ".", state: State = "", trust: Trust = "", output: Form = Output.text) -> None:
+    """What a pass would build, run, deploy and commit, and why; nothing is done."""
+    from controller import answers, project
+
+    value = answers.plan(project.find(repo, state=state, trust=trust))
+    lines = [
+        f"{value['revision']}",
+        *(f"{step['kind']:<14} {step['axon']} {step['task']}: {step['reason']}" for step in value["steps"]),
+    ]
+    show(value, output, "\n".join(lines))
+
+
+@app.command()
+def status(axon: Annotated[str, typer.Argument()] = "", repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
+    """What is desired, what runs, what waits and for what."""
+    from controller import answers, project
+
+    value = answers.status(project.find(repo, state=state), axon)
+    lines = [f"{value['revision']} signed by {value['signer']}, looked at {value['at']}, {value['isolation']}"]
+    lines += [f"{item['state']:<8} {item['subject']}: {item['reason']}: {item['message']}" for item in value["outcomes"]]
+    lines += [f"{item['phase']:<8} {item['name']} at {item['address']} {item['message']}" for item in value["servers"]]
+    show(value, output, "\n".join(lines))
+
+
+@app.command()
+def history(axon: str, repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
+    """Versions, promotions, rollbacks and holds, by whom and why, newest first."""
+    from controller import answers, project
+
+    value = answers.history(project.find(repo, state=state), axon)
+    lines = [
+        f"{item['at']}  {item['version']:<13} {item['what']:<9} by {item['by']}  {item['commit'][:12]}  {item['why']}"
+        for item in value
+    ]
+    show(value, output, "\n".join(lines) or f"nothing happened to {axon} yet")
+
+
+@app.command()
+def why(version: str, repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
+    """From a version back to commit, events, images, data, parameters, metrics, parent and signers."""
+    from controller import answers, project
+
+    value = answers.why(project.find(repo, state=state), version)
+    lines = [f"{key:<12} {answers.flat(item)}" for key, item in value.items()]
+    show(value, output, "\n".join(lines))
+
+
+@app.command()
+def verify(repo: Repo = ".", state: State = "", trust: Trust = "", output: Form = Output.text) -> None:
+    """Signatures, record chain and digests of everything."""
+    from controller import answers, project
+
+    value = answers.verify(project.find(repo, state=state, trust=trust))
+    lines = [
+        f"{'ok' if item['ok'] else 'WRONG':<6} {item['kind']:<8} {item['subject']} {item['reason']}" for item in value["checked"]
+    ]
+    show(value, output, "\n".join([*lines, "everything fits" if value["ok"] else "something does not fit"]))
+    raise typer.Exit(0 if value["ok"] else 1)
+
+
+@app.command()
+def endpoint(axon: str, repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
+    """Public, per-version and per-backend URLs."""
+    from controller import answers, project
+
+    value = answers.endpoint(project.find(repo, state=state), axon)
+    lines = [entry["modelStable"]["publicUrl"] for entry in value]
+    lines += [backend["url"] for entry in value for model in entry["models"] for backend in model["backends"]]
+    show(value, output, "\n".join(lines) or f"{axon} serves nothing yet")
+
+
+@app.command()
+def fire(
+    target: Annotated[str, typer.Argument(help="AXON/SENSOR or AXON/SENSOR/TRIGGER")],
+    data: Annotated[Path | None, typer.Option(help="JSON file with the event's content.")] = None,
+    repo: Repo = ".",
+    state: State = "",
+    output: Form = Output.text,
+) -> None:
+    """Send a REST trigger's event, as any HTTP client could."""
+    from controller import inbox, project
+
+    place = project.find(repo, state=state)
+    identity = inbox.fire(place.state / "inbox", target, data.read_bytes() if data else b"")
+    show({"id": identity}, output, identity)

@@ -1,0 +1,120 @@
+"""Where a command works: the repository it is about, its state and its trust; and how a new project is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from controller.adapters import git
+from controller.adapters.documents import YamlDocuments
+from controller.adapters.keys import SshKey
+from controller.settings import Settings, state_folder
+from controller.trustfile import signers_of
+from policies.errors import DesiredStateError, RefusedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a command was called on."""
+
+    url: str
+    state: Path
+    trust: Path | None
+    work_tree: Path | None
+
+
+def find(repo: str, *, state: str = "", trust: str = "") -> Place:
+    """The repository at a path or URL, with what its clone knows of state and trust.
+
+    Raises:
+        DesiredStateError: There is no repository.
+    """
+    if "://" in repo:
+        return Place(
+            url=repo, state=Path(state) if state else state_folder(repo), trust=Path(trust) if trust else None, work_tree=None
+        )
+    path = Path(repo).resolve()
+    url = git.origin_of(path) if path.is_dir() else ""
+    if not url:
+        raise DesiredStateError(
+            f"{repo}: expected a clone with a remote `origin`, or a bare repository; make one with `myelin init DIR`"
+        )
+    known_state = state or git.config_get(path, "myelin.state")
+    known_trust = trust or git.config_get(path, "myelin.trust")
+    return Place(
+        url=url,
+        state=Path(known_state) if known_state else state_folder(url),
+        trust=Path(known_trust) if known_trust else None,
+        work_tree=None if url == str(path) else path,
+    )
+
+
+def settings_of(place: Place, **more: object) -> Settings:
+    """Settings to follow a place."""
+    return Settings(repository=place.url, state=place.state, trust=place.trust, **more)  # type: ignore[arg-type]
+
+
+def example_folder() -> Path:
+    """Where example-repo lies: beside the packages in a checkout, inside of them when installed."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "example-repo", here / "example-repo"):
+        if (folder / "myelin.yaml").exists():
+            return folder
+    raise DesiredStateError("example-repo: expected it beside the controller, it is not installed")
+
+
+def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
+    """Make a project from example-repo: a bare repository, a clone of it, a signer's key, a trust file and state.
+
+    Raises:
+        RefusedError: Something is there already.
+    """
+    beside = folder.with_name(folder.name + ".myelin")
+    bare = folder.with_name(folder.name + ".git")
+    for place in (folder, beside, bare):
+        if place.exists() and any(place.iterdir()):
+            raise RefusedError(f"{place}: expected an empty place for a new project, something is there")
+    beside.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = SshKey.generate(beside / "signer")
+    (beside / "signer.pub").write_text(f"{key.public()} {name}\n")
+    documents = YamlDocuments()
+    signers = [{"name": name, "ssh": key.public()}]
+    (beside / "trust.yaml").write_bytes(documents.render({"signers": signers}))
+    files: dict[str, bytes | None] = {}
+    source = example_folder()
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[path.relative_to(source).as_posix()] = path.read_bytes()
+    project = documents.load(files["myelin.yaml"] or b"", "myelin.yaml").value
+    project["spec"]["trust"]["signers"] = signers
+    files["myelin.yaml"] = documents.edit(files["myelin.yaml"] or b"", project)
+    git.init_bare(bare)
+    place = Place(
+        url=str(bare.resolve()), state=beside.resolve() / "state", trust=beside.resolve() / "trust.yaml", work_tree=folder
+    )
+    push_as(place, key, files, "Start a project from the example\n", now=now)
+    git.clone(str(bare.resolve()), folder)
+    for setting, value in (
+        ("myelin.state", str(place.state)),
+        ("myelin.trust", str(place.trust)),
+        ("gpg.format", "ssh"),
+        ("user.signingKey", str((beside / "signer").resolve())),
+        ("user.name", name),
+        ("user.email", f"{name}@localhost"),
+        ("commit.gpgSign", "true"),
+    ):
+        git.config_set(folder, setting, value)
+    return place
+
+
+def push_as(place: Place, key: SshKey, files: dict[str, bytes | None], message: str, *, now: datetime, name: str = "you") -> str:
+    """Commit and push as a person would: signed by the person's key, on the tip of main."""
+    repository = git.GitRepository(
+        place.url, place.state / "pushes", key, author=name, email=f"{name}@localhost", signers_of=signers_of
+    )
+    try:
+        parent = repository.fetch("main")
+        return repository.push(branch="main", parent=parent, changes=files, message=message, at=now)
+    finally:
+        repository.close()
