@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check lock
+.PHONY: demo test check lock
 
 $(VENV)/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ $(VENV)/.run: requirements/controller.txt $(VENV)/.bootstrap pyproject.toml runt
 $(VENV)/.test: requirements/test.txt $(VENV)/.run
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/test.txt
 	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/myelin demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2

@@ -72,9 +72,9 @@ def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
     """
     beside = folder.with_name(folder.name + ".myelin")
     bare = folder.with_name(folder.name + ".git")
-    for place in (folder, beside, bare):
-        if place.exists() and any(place.iterdir()):
-            raise RefusedError(f"{place}: expected an empty place for a new project, something is there")
+    for taken in (folder, beside, bare):
+        if taken.exists() and any(taken.iterdir()):
+            raise RefusedError(f"{taken}: expected an empty place for a new project, something is there")
     beside.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = SshKey.generate(beside / "signer")
     (beside / "signer.pub").write_text(f"{key.public()} {name}\n")

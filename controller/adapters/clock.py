@@ -11,3 +11,7 @@ class SystemClock:
     def now(self) -> datetime:
         """This instant, aware, UTC."""
         return datetime.now(UTC)
+
+    def parse(self, text: str) -> datetime:
+        """Read an instant as RFC 3339."""
+        return datetime.fromisoformat(text)

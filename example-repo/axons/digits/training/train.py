@@ -19,7 +19,7 @@ args = parser.parse_args()
 data = np.load(os.environ["DATA_PATH"] + "digits.npz")
 model = MLPClassifier((args.units,), activation=args.activation, learning_rate_init=args.learning_rate, random_state=7)
 classes = np.arange(10)
-for epoch in range(int(args.budget)):
+for _epoch in range(int(args.budget)):
     model.partial_fit(data["train_x"], data["train_y"], classes=classes)
 
 accuracy = model.score(data["valid_x"], data["valid_y"])
