@@ -24,7 +24,8 @@ def watch_repository(path: Path, wake: Callable[[], None]) -> Callable[[], None]
                 wake()
 
     observer = Observer()
-    observer.schedule(Handler(), str(top), recursive=True)
+    observer.schedule(Handler(), str(top / "refs"), recursive=True)
+    observer.schedule(Handler(), str(top))
     try:
         observer.start()
     except OSError:

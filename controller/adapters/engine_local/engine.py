@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -208,14 +207,9 @@ class LocalEngine:
         """Start the supervisor of a prepared folder, detached from us."""
         if (place / "exit.json").exists():
             return
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", supervise.__file__, str(place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-        )
+        argv = [sys.executable, "-I", "-S", supervise.__file__, str(place)]
+        nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+        os.posix_spawn(argv[0], argv, {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}, file_actions=nothing, setsid=True)
         # The supervisor says itself who it is, so that a second one can never be taken for it.
         deadline = time.monotonic() + CLAIM_SECONDS
         while not (place / "supervisor.json").exists() and time.monotonic() < deadline:
@@ -460,6 +454,9 @@ def _disk(place: Path) -> Iterator[None]:
     """A full or broken disk is the outside's fault, and nothing half-made stays."""
     try:
         yield
+    except OutsideError:
+        shutil.rmtree(place.with_suffix(".new"), ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(place.with_suffix(".new"), ignore_errors=True)
         raise SilentError(f"{place}: {error.strerror or error}", reason="DiskFull" if error.errno == 28 else "Disk") from error
