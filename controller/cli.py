@@ -12,7 +12,14 @@ import typer
 
 from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, SilentError, TrustError
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="GitOps for machine learning.")
+# Plain help: the rich one takes 0.13 s to import.
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="GitOps for machine learning.",
+)
 
 
 class Output(StrEnum):
