@@ -39,6 +39,8 @@ class Memory:
     desired: DesiredState | None = None
     documents: dict[tuple[str, str], tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]] = field(default_factory=dict)
     """(path, blob) -> what it says."""
+    axons: dict[str, tuple[DesiredAxon, tuple[Fault, ...]]] = field(default_factory=dict)
+    """Path -> the axon last read there, and its warnings."""
 
 
 def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredState:
@@ -111,12 +113,16 @@ def read(
                 faults.append(Fault(file=path, line=1, path="metadata.name", reason="Duplicate", message=message))
                 continue
             trees = {folder: _tree(repository, revision.commit, folder, folders) for folder in source_folders(item)}
-            digest = axon_digest(defaulted(item), trees)
-            axons[name] = DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees)
-            if loaded is not None:
-                warnings += lint(
-                    item, has_folder=lambda folder: bool(_tree(repository, revision.commit, folder, folders)), loaded=loaded
-                )
+            known = memory.axons.get(path)
+            if known is None or known[0].document is not item or known[0].trees != trees:
+                found_warnings: tuple[Fault, ...] = ()
+                if loaded is not None:
+                    found_warnings = lint(item, has_folder=lambda folder: bool(folders.get(folder)), loaded=loaded)
+                digest = axon_digest(defaulted(item), trees)
+                known = (DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees), found_warnings)
+                memory.axons[path] = known
+            axons[name] = known[0]
+            warnings += known[1]
         elif isinstance(item, Release):
             key = (item.metadata.axon, item.metadata.name)
             releases[key] = item
