@@ -199,9 +199,8 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_client_is_harmless_outside_of_a_job() -> None:
-    said = run(
-        "from myelin import metric, hpo, admin; metric.publish_result(0.0, 'loss'); print(hpo.hpo_enabled(), admin.data_path('x/'))"
-    )
+    calls = "metric.publish_result(0.0, 'loss'); print(hpo.hpo_enabled(), admin.data_path('x/'))"
+    said = run(f"from myelin import metric, hpo, admin; {calls}")
     assert said.stdout == "False x/\n"
     assert said.stderr == ""
 
