@@ -107,18 +107,18 @@ def test_a_training_program_that_goes_wrong_has_one_clear_outcome(made: Project,
         until(wired, with_reason("Tuned"))
 
 
-def test_an_unsigned_or_foreign_tip_starts_nothing_and_says_so(made: Project) -> None:
+@pytest.mark.parametrize(("who", "words"), [("nobody", "an unsigned one"), ("stranger", "none of the")])
+def test_an_unsigned_or_foreign_tip_starts_nothing_and_says_so(made: Project, who: str, words: str) -> None:
     made.start()
     with wire(project.settings_of(made.place)) as wired:
         until(wired, with_reason("Tuned"))
         entries = len(wired.ports.ledger.entries())
-        for key, words in ((None, "an unsigned one"), (made.stranger, "none of the")):
-            made.push({"src/app.py": "print('evil')"}, key=key)
-            report = run_pass(wired.following, wired.ports)
-            outcome = next(item for item in report.outcomes if item.reason == "Untrusted")
-            assert words in outcome.message
-            assert len(wired.ports.ledger.entries()) == entries
-            assert len(wired.ports.engine.jobs()) == 1
+        made.push({"src/app.py": "print('evil')"}, key=made.stranger if who == "stranger" else None)
+        report = run_pass(wired.following, wired.ports)
+        outcome = next(item for item in report.outcomes if item.reason == "Untrusted")
+        assert words in outcome.message
+        assert len(wired.ports.ledger.entries()) == entries
+        assert len(wired.ports.engine.jobs()) == 1
 
 
 def test_a_broken_manifest_is_told_line_by_line_and_what_was_there_goes_on(made: Project) -> None:
