@@ -1,6 +1,7 @@
 """The runtime as users meet it: the earlier client's calls, the model server and the proxy over real HTTP."""
 
 import base64
+import hashlib
 import json
 import os
 import socket
@@ -86,6 +87,14 @@ class Servers:
         (self.folder / "config.new").write_text(json.dumps(config))
         os.replace(self.folder / "config.new", self.folder / "config.json")
 
+    def wait_for(self, url: str, config: dict[str, Any]) -> None:
+        """Until the proxy works by this configuration, and by no earlier one."""
+        digest = f"sha256:{hashlib.sha256(json.dumps(config).encode()).hexdigest()}"
+        deadline = time.monotonic() + 10
+        while ask(f"{url}/health")[1]["config"] != digest:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def end(self) -> None:
         for process in self.running:
             process.terminate()
@@ -165,17 +174,20 @@ def test_the_proxy_shares_traffic_and_gives_every_version_a_url(servers: Servers
     assert ask(f"{url}/a/predict", text, {"Myelin-Version": "v-1"})[2] == "v-1"
     assert "expected one of /predict" in ask(f"{url}/a/nope", text)[1]["status"]["info"]
     assert ask(f"{url}/a/versions/v-9/predict", text)[0] == 404
-    servers.write({**config, "traffic": [{"version": "v-2", "share": 100}]})
-    deadline = time.monotonic() + 10
-    while ask(f"{url}/a/predict", text)[2] != "v-2" or ask(f"{url}/a/predict", text)[2] != "v-2":
-        assert time.monotonic() < deadline
+    newer = {**config, "traffic": [{"version": "v-2", "share": 100}]}
+    servers.write(newer)
+    servers.wait_for(url, newer)
+    assert {ask(f"{url}/a/predict", text)[2] for _ in range(20)} == {"v-2"}
     (servers.folder / "config.json").write_text("{broken")
-    time.sleep(0.3)
-    assert ask(f"{url}/a/predict", text)[2] == "v-2"
-    servers.write({**config, "traffic": []})
     deadline = time.monotonic() + 10
-    while ask(f"{url}/a/predict", text)[0] != 503:
+    while "myelin_proxy_refused_configs_total 1.0" not in ask(f"{url}/metrics")[1]:
         assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert {ask(f"{url}/a/predict", text)[2] for _ in range(20)} == {"v-2"}
+    nobody = {**config, "traffic": []}
+    servers.write(nobody)
+    servers.wait_for(url, nobody)
+    assert ask(f"{url}/a/predict", text)[0] == 503
 
 
 def test_a_graph_joins_its_models_and_a_dead_one_is_named(servers: Servers) -> None:
@@ -187,9 +199,9 @@ def test_a_graph_joins_its_models_and_a_dead_one_is_named(servers: Servers) -> N
     assert ask(f"{url}/a/predict", json.dumps(QUESTION).encode())[1]["data"]["ndarray"] == [[3.0, 1.0]]
     config["versions"] = {"v-1": version(dag, A=one, B=f"127.0.0.1:{free_port()}", J=one)}
     servers.write(config)
-    deadline = time.monotonic() + 10
-    while (got := ask(f"{url}/a/predict", json.dumps(QUESTION).encode()))[0] != 502:
-        assert time.monotonic() < deadline
+    servers.wait_for(url, config)
+    got = ask(f"{url}/a/predict", json.dumps(QUESTION).encode())
+    assert got[0] == 502
     assert got[1]["status"]["info"].startswith("model B: ")
 
 

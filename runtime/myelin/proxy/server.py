@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -38,6 +39,7 @@ class Proxy:
         self._path, self._chance = config, chance or random.Random()
         self._config: dict[str, Any] = {"axon": "", "versions": {}, "traffic": [], "shadow": ""}
         self._stamp: tuple[int, int] = (0, 0)
+        self._digest = ""
         self._session: ClientSession | None = None
         self._mirrors: set[asyncio.Task[None]] = set()
         self._registry = CollectorRegistry()
@@ -68,7 +70,9 @@ class Proxy:
             stamp = (status.st_mtime_ns, status.st_ino)
             if stamp == self._stamp:
                 return
-            config = json.loads(self._path.read_bytes())
+            self._stamp = stamp
+            text = self._path.read_bytes()
+            config = json.loads(text)
             for version in config["versions"].values():
                 assert isinstance(version["routes"], list)
                 assert isinstance(version["models"], dict)
@@ -78,7 +82,7 @@ class Proxy:
             self._refused.inc()
             print(f"configuration refused: {type(error).__name__}: {error}", file=sys.stderr)
             return
-        self._config, self._stamp = config, stamp
+        self._config, self._digest = config, f"sha256:{hashlib.sha256(text).hexdigest()}"
 
     async def _follow(self, application: web.Application) -> Any:
         del application
@@ -97,7 +101,7 @@ class Proxy:
 
     async def _health(self, request: web.Request) -> web.Response:
         del request
-        return web.json_response({"strData": "OK", "versions": len(self._config["versions"])})
+        return web.json_response({"strData": "OK", "versions": len(self._config["versions"]), "config": self._digest})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         del request
