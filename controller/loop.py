@@ -5,9 +5,11 @@ A wake-up only says *look now*. Dying between any two lines and starting again g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from policies import planning
 from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, TrustError
@@ -35,6 +37,10 @@ from policies.terms.plan import (
 from policies.terms.revision import Pin
 from reconcilers import deploy, image, observe, publish, record, route, source, train, tune
 from reconcilers.ports import Ports
+
+faults = logging.getLogger("myelin.faults")
+"""Faults of our own, with their traces; a person sees the outcome."""
+Done = TypeVar("Done")
 
 
 @dataclass(slots=True)
@@ -70,32 +76,48 @@ class Report:
 
 
 def run_pass(following: Following, ports: Ports) -> Report:
-    """Make it so, once."""
+    """Make it so, once. Whatever goes wrong becomes an outcome, and the next pass goes on."""
     now = ports.clock.now()
-    desired, troubles = _desired(following, ports)
+    report = Report(at=now, desired=None, observed=following.observed, plan=Plan(steps=()), outcomes=())
+    fetched = attempt(lambda: _fetch(following, ports), following.branch)
+    if isinstance(fetched, Outcome):
+        report = replace(report, outcomes=(fetched,))
+    # While Git is away the last known state is worked towards, so that what runs goes on.
+    desired = following.memory.desired if isinstance(fetched, Outcome) else fetched
     if desired is None:
-        return Report(at=now, desired=None, observed=following.observed, plan=Plan(steps=()), outcomes=tuple(troubles))
+        return report
+    report = replace(report, desired=desired, outcomes=(*report.outcomes, *_troubles(desired)))
+    made = attempt(lambda: _make_so(report, desired, following, ports), following.branch)
+    return replace(report, outcomes=(*report.outcomes, made)) if isinstance(made, Outcome) else made
+
+
+def _make_so(report: Report, desired: DesiredState, following: Following, ports: Ports) -> Report:
+    now = report.at
     before = following.observed.recorded if following.observed else None
-    observed = observe.look(desired, ports, around=following.around, now=now, before=before)
-    following.observed = observed
+    observed = following.observed = observe.look(desired, ports, around=following.around, now=now, before=before)
     plan = planning.plan(desired, observed, now=now, around=following.around)
-    results = [attempt(step, observed, ports, now) for step in plan.steps]
-    record.write(results, ports, now=now)
+    results = [_result(step, observed, ports, now) for step in plan.steps]
+    record.write(results, ports)
     pushed = publish.push(desired, results, ports, now=now)
-    outcomes = (*troubles, *(result.outcome for result in results), *pushed)
-    return Report(at=now, desired=desired, observed=observed, plan=plan, outcomes=outcomes)
+    outcomes = (*report.outcomes, *(result.outcome for result in results), *pushed)
+    return replace(report, observed=observed, plan=plan, outcomes=outcomes)
 
 
-def attempt(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
-    """Try one step; whatever goes wrong becomes an outcome, and the other steps go on."""
+def attempt(work: Callable[[], Done], subject: str) -> Done | Outcome:
+    """Try something; whatever goes wrong becomes an outcome, and everything else goes on."""
     try:
-        return _act(step, observed, ports, now)
+        return work()
     except ControllerError as error:
-        return Result(outcome=_outcome_of(error, _subject(step)))
+        return _outcome_of(error, subject)
     except Exception as error:  # noqa: BLE001  the one place where a fault of ours must not stop the others
+        faults.error("fault at %s", subject, exc_info=error)
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        outcome = Outcome(state="stalled", subject=_subject(step), reason="Bug", message=f"a fault in Myelin itself: {text}")
-        return Result(outcome=outcome)
+        return Outcome(state="stalled", subject=subject, reason="Bug", message=f"a fault in Myelin itself: {text}")
+
+
+def _result(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
+    done = attempt(lambda: _act(step, observed, ports, now), _subject(step))
+    return Result(outcome=done) if isinstance(done, Outcome) else done
 
 
 def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
@@ -138,20 +160,17 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             assert_never(step)
 
 
-def _desired(following: Following, ports: Ports) -> tuple[DesiredState | None, list[Outcome]]:
-    """The desired state; the last known one while Git is away, so that what runs goes on."""
-    try:
-        desired = source.fetch(ports, branch=following.branch, pin=following.pin, memory=following.memory)
-    except ControllerError as error:
-        return following.memory.desired, [_outcome_of(error, following.branch)]
-    troubles = []
+def _fetch(following: Following, ports: Ports) -> DesiredState:
+    return source.fetch(ports, branch=following.branch, pin=following.pin, memory=following.memory)
+
+
+def _troubles(desired: DesiredState) -> Iterator[Outcome]:
+    """What is wrong with the revision itself."""
+    branch = desired.revision.branch
     if desired.trust_fault:
-        troubles.append(
-            Outcome(state="stalled", subject=desired.revision.branch, reason="Untrusted", message=desired.trust_fault)
-        )
+        yield Outcome(state="stalled", subject=branch, reason="Untrusted", message=desired.trust_fault)
     for fault in desired.faults:
-        troubles.append(Outcome(state="stalled", subject=fault.file, reason=fault.reason, message=str(fault)))
-    return desired, troubles
+        yield Outcome(state="stalled", subject=fault.file, reason=fault.reason, message=str(fault))
 
 
 def _outcome_of(error: ControllerError, subject: str) -> Outcome:

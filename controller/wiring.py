@@ -61,7 +61,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
     state = settings.state
     (state / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
     clock, key = SystemClock(), controller_key(state)
-    repository = GitRepository(settings.repository, state / "git", key, signers_of=signers_of)
+    repository = GitRepository(settings.repository, state / "git", key, signers_of=signers_of, poll_seconds=settings.poll_seconds)
     ledger = GitLedger(repository, state / "ledger", key, clock)
     layout = Layout(state / "store")
     engine = LocalEngine(state / "engine", layout, ArtifactStore(layout), clock, isolation=settings.isolation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from policies.records import event_statement, resolved_statement, run_statement, superseded_statement, task_statement
 from policies.terms.outcome import Outcome, Result
@@ -54,9 +53,8 @@ def task(step: FinishTask, ports: Ports) -> Result:
     return Result(outcome=outcome)
 
 
-def write(results: Sequence[Result], ports: Ports, *, now: datetime) -> None:
+def write(results: Sequence[Result], ports: Ports) -> None:
     """Record what the attempts of a pass found to be true."""
-    del now
     statements = [statement for result in results for statement in result.statements]
     if statements:
         ports.ledger.record(statements)

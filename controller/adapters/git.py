@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +19,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from controller.adapters.keys import SshKey, read_signature
 from policies.errors import ConflictError, DesiredStateError, OutsideError, RefusedError, SilentError
+from policies.retries import pause_seconds
 from policies.terms.revision import CommitFacts, TrustedKey
 from policies.writeback import is_plain
 from reconcilers.ports import TreeFile
 
-TIMEOUT_SECONDS = 60
 _LOST = ("fetch first", "non-fast-forward", "stale info", "cannot lock ref", "incorrect old value", "failed to update ref")
 _NO = (
     "remote rejected",
@@ -37,6 +38,9 @@ _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "LC_ALL": "C",
+    # A server that sends less than this many bytes a second for so many seconds is silent.
+    "GIT_HTTP_LOW_SPEED_LIMIT": "100",
+    "GIT_HTTP_LOW_SPEED_TIME": "30",
     "GIT_CONFIG_COUNT": "4",
     "GIT_CONFIG_KEY_0": "core.hooksPath",
     "GIT_CONFIG_VALUE_0": "/dev/null",
@@ -68,6 +72,7 @@ class GitRepository:
         author: Name in commits.
         email: Address in commits.
         signers_of: Reads `spec.trust.signers` out of a `myelin.yaml`.
+        poll_seconds: A server far away is asked for a branch this often at most; a local one costs a file's read.
     """
 
     def __init__(
@@ -79,11 +84,15 @@ class GitRepository:
         author: str = "Myelin",
         email: str = "myelin@localhost",
         signers_of: Callable[[bytes], tuple[TrustedKey, ...]] = lambda _: (),
+        poll_seconds: float = 0.0,
     ) -> None:
         self.url = url
         self._mirror, self._key, self._author, self._email = mirror, key, author, email
         self._signers_of = signers_of
         self._tips: dict[str, str] = {}
+        self._poll_seconds = poll_seconds
+        self._again_at: dict[str, float] = {}
+        self._silent: dict[str, tuple[int, SilentError]] = {}
         self._batch: Any = None
         self._git = _git(mirror)
         self._prepare()
@@ -96,20 +105,31 @@ class GitRepository:
             tip = _read_ref(local, branch)
             if tip and self._tips.get(branch) == tip:
                 return tip
+        elif time.monotonic() < self._again_at.get(branch, 0.0):
+            if branch in self._silent:
+                raise self._silent[branch][1]
+            return self._tips.get(branch, "")
         ref = f"refs/heads/{branch}"
+        self._again_at[branch] = time.monotonic() + self._poll_seconds
         try:
-            self._git.execute(
-                ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{ref}:{ref}"],
-                kill_after_timeout=None,
-            )
+            self._git.execute(["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{ref}:{ref}"])
         except Exception as error:
             text = str(getattr(error, "stderr", error))
             if "couldn't find remote ref" in text:
                 self._tips.pop(branch, None)
                 return ""
-            raise _outside(f"fetch of {branch} from {shown(self.url)}", text) from error
+            raise self._unanswered(branch, _outside(f"fetch of {branch} from {shown(self.url)}", text)) from error
+        self._silent.pop(branch, None)
         self._tips[branch] = self._run("rev-parse", ref).strip()
         return self._tips[branch]
+
+    def _unanswered(self, branch: str, error: OutsideError) -> OutsideError:
+        """Note that the server did not answer: it is asked less and less often."""
+        if isinstance(error, SilentError) and _local(self.url) is None:
+            failures = self._silent[branch][0] + 1 if branch in self._silent else 1
+            self._silent[branch] = (failures, error)
+            self._again_at[branch] = time.monotonic() + max(self._poll_seconds, pause_seconds(failures))
+        return error
 
     def facts(self, *, since: str, until: str) -> tuple[CommitFacts, ...]:
         """All commits reachable from `until` and not from `since`, parents before children."""
@@ -165,6 +185,7 @@ class GitRepository:
             self._git.execute(["git", "push", "--quiet", "--porcelain", "--no-verify", lease, self.url, f"{commit}:{ref}"])
         except Exception as error:
             text = f"{getattr(error, 'stderr', '')} {getattr(error, 'stdout', '')} {error}"
+            self._again_at.pop(branch, None)
             raise _pushed(branch, parent, shown(self.url), text) from error
         self._run("update-ref", ref, commit)
         self._tips[branch] = commit
@@ -307,17 +328,26 @@ def _git(folder: Path) -> Any:
 def init_bare(path: Path, *, branch: str = "main") -> None:
     """Make an empty bare repository."""
     path.mkdir(parents=True, exist_ok=True)
-    _git(path).execute(["git", "init", "--quiet", "--bare", f"--initial-branch={branch}", "."])
+    _execute(path, "init", "--quiet", "--bare", f"--initial-branch={branch}", ".")
 
 
 def clone(url: str, path: Path) -> None:
     """Make a work tree of a repository."""
-    _git(path.parent).execute(["git", "clone", "--quiet", url, str(path)])
+    _execute(path.parent, "clone", "--quiet", url, str(path))
 
 
 def pull(path: Path) -> None:
     """Bring a work tree to the tip of its branch."""
-    _git(path).execute(["git", "pull", "--quiet", "--ff-only"])
+    _execute(path, "pull", "--quiet", "--ff-only")
+
+
+def _execute(folder: Path, *args: str) -> None:
+    from git.exc import GitError
+
+    try:
+        _git(folder).execute(["git", *args])
+    except (GitError, OSError) as error:
+        raise _outside(f"git {args[0]} in {folder}", str(getattr(error, "stderr", error))) from error
 
 
 def config_get(path: Path, name: str) -> str:
@@ -332,7 +362,7 @@ def config_get(path: Path, name: str) -> str:
 
 def config_set(path: Path, name: str, value: str) -> None:
     """Set a setting of a clone."""
-    _git(path).execute(["git", "config", name, value])
+    _execute(path, "config", name, value)
 
 
 def origin_of(path: Path) -> str:

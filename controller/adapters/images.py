@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lo
 from policies.canonical import canonical, digest_value
 from policies.errors import ControllerError, DesiredStateError, TrustError
 from policies.identity import image_identity
+from policies.retries import pause_seconds
 from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec, ImageState
 from reconcilers.ports import Clock, Repository
@@ -27,6 +30,7 @@ from reconcilers.ports import Clock, Repository
 BUILDER = "myelin.io/builders/python/v1"
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SITE = f"opt/venv/lib/python{PYTHON}/site-packages"
+faults = logging.getLogger("myelin.faults")
 S2I_KEYS = ("MODEL_NAME", "API_TYPE", "SERVICE_TYPE", "PERSISTENCE", "TIMEOUT", "NUM_WORKERS", "APP_FILE")
 
 
@@ -48,6 +52,7 @@ class PythonImages:
         self._repository, self._layout, self._folder = repository, layout, folder
         self._key, self._public_keys, self._clock = key, public_keys, clock
         self._states: dict[str, ImageState] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[tuple[int, int], ...]] = {}
         self._runtime = ""
         self._guard = threading.Lock()
@@ -78,6 +83,11 @@ class PythonImages:
         if known is not None and known.phase != "failed":
             return
         identity = self._identity(spec)
+        failures, again_at = self._failures.get(identity, (0, 0.0))
+        if time.monotonic() < again_at:
+            return
+        # What fails again is tried less and less often; what is built is never asked for again.
+        self._failures[identity] = (failures + 1, time.monotonic() + pause_seconds(failures + 1))
         self._tell(identity, ImageState(phase="building", message=f"building {spec.repository}"))
         threading.Thread(target=self._work, args=(identity, spec), name=f"build-{spec.repository}", daemon=True).start()
 
@@ -104,8 +114,13 @@ class PythonImages:
                 self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message))
                 return
             except OSError as error:
-                reason = "Silent"
-                self._tell(identity, ImageState(phase="failed", reason=reason, message=f"image store: {error.strerror or error}"))
+                text = f"image store: {error.strerror or error}"
+                self._tell(identity, ImageState(phase="failed", reason="Silent", message=text))
+                return
+            except Exception as error:  # noqa: BLE001  nobody else would hear of it, and it would build for ever
+                faults.error("fault while building %s", spec.repository, exc_info=error)
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                self._tell(identity, ImageState(phase="failed", reason="Bug", message=f"a fault in Myelin itself: {text}"))
                 return
             memo = self._memo(identity)
             temporary = memo.with_suffix(".new")

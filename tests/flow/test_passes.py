@@ -107,7 +107,9 @@ def test_a_training_program_that_goes_wrong_has_one_clear_outcome(made: Project,
         until(wired, with_reason("Tuned"))
 
 
-@pytest.mark.parametrize(("who", "words"), [("nobody", "an unsigned one"), ("stranger", "which is not the 1 key in spec.trust.signers")])
+@pytest.mark.parametrize(
+    ("who", "words"), [("nobody", "an unsigned one"), ("stranger", "which is not the 1 key in spec.trust.signers")]
+)
 def test_an_unsigned_or_foreign_tip_starts_nothing_and_says_so(made: Project, who: str, words: str) -> None:
     made.start()
     with wire(project.settings_of(made.place)) as wired:

@@ -22,6 +22,7 @@ from controller.adapters.engine_local.launch import Launcher, bubblewrap
 from controller.adapters.oci.layout import ArtifactStore, Layout
 from policies.canonical import canonical, digest_value
 from policies.errors import DesiredStateError, OutsideError, RefusedError, SilentError
+from policies.retries import pause_seconds
 from policies.terms.digest import Digest
 from policies.terms.task import JobSpec, JobState, ServerSpec, ServerState
 from reconcilers.ports import Clock
@@ -303,8 +304,7 @@ class LocalEngine:
         if (place / "exit.json").exists():
             now = time.monotonic()
             seen.failed_at = seen.failed_at or now
-            pause = min(0.5 * 2**seen.restarts, LONGEST_PAUSE_SECONDS)
-            if now - seen.failed_at < pause:
+            if now - seen.failed_at < pause_seconds(seen.restarts + 1, longest=LONGEST_PAUSE_SECONDS):
                 return
             seen.restarts, seen.failed_at = seen.restarts + 1, 0.0
         for name in ("claim", "supervisor.json", "exit.json"):
