@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from controller.adapters import gauges
 from controller.adapters.spool import Spool
+from policies.canonical import canonical
 from policies.errors import ControllerError, OutsideError, RefusedError, SilentError
 from policies.identity import event_id
 from policies.terms.event import Event
@@ -127,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(413, {"message": f"expected a body of at most {LARGEST_BODY_BYTES} bytes with its Content-Length"})
             return
         body = self.rfile.read(size)
+        if self.headers.get("Origin"):
+            self._say(403, {"message": "expected a program, got a page in a browser"})
+            return
         parts = self.path.split("?")[0].strip("/").split("/")
         try:
             if parts[0] == "sensors" and len(parts) in (4, 5):
@@ -134,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif parts[0] == "trials" and len(parts) == 3 and parts[2] == "submit_result":
                 self._result(parts[1], body)
             elif parts[:2] == ["metrics", "job"] and len(parts) >= 3:
-                labels = {"job": parts[2], **dict(zip(parts[3::2], parts[4::2], strict=False))}
+                group = [unquote(part) for part in parts[2:]]
+                labels = {"job": group[0], **dict(zip(group[1::2], group[2::2], strict=False))}
                 self.receivers.push(labels, body.decode(errors="replace"))
                 self._say(202, {})
             else:
@@ -156,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = json.loads(body or b"{}")
         data = data if isinstance(data, dict) else {"data": data}
+        canonical(data)  # what JSON cannot carry exactly is refused here, not when it is to be recorded
         source = data.get("source") or self.headers.get("ce-source")
         identity = data.get("id") or self.headers.get("ce-id")
         subject = {"source": str(source), "id": str(identity)} if source and identity else {"id": secrets.token_hex(16)}

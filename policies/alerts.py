@@ -5,13 +5,14 @@ Law: whether an alert fires depends on samples and the instant alone, so a resta
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
-from policies.promql import Query, Sample, Series, evaluate, threshold_of
+from policies.promql import Query, Sample, Series, evaluate, has_data, threshold_of
 from policies.terms.event import Alert
 from policies.terms.metrics import AlertRule
 
@@ -46,14 +47,17 @@ def fingerprint(alert: Alert) -> str:
 def firing(rule: AlertRule, query: Query, series: Sequence[Series], now: datetime) -> Iterator[Alert]:
     """The series for which a rule's condition has held all through its `for`."""
     at = now.timestamp()
+    steps = min(max(int(rule.for_seconds / STEP_SECONDS), 1), MOST_STEPS) if rule.for_seconds > 0 else 0
+    instants = [at - rule.for_seconds * step / steps for step in range(1, steps + 1)]
+    if rule.no_data_fires and not any(has_data(query, series, instant) for instant in (at, *instants)):
+        yield _alert(rule, query, Sample(labels={}, value=math.nan), now)
+        return
     holding = {_key(sample.labels): sample for sample in evaluate(query, series, at)}
-    if rule.for_seconds > 0:
-        steps = min(max(int(rule.for_seconds / STEP_SECONDS), 1), MOST_STEPS)
-        for step in range(1, steps + 1):
-            if not holding:
-                return
-            then = {_key(sample.labels) for sample in evaluate(query, series, at - rule.for_seconds * step / steps)}
-            holding = {key: sample for key, sample in holding.items() if key in then}
+    for instant in instants:
+        if not holding:
+            return
+        then = {_key(sample.labels) for sample in evaluate(query, series, instant)}
+        holding = {key: sample for key, sample in holding.items() if key in then}
     for key in sorted(holding):
         yield _alert(rule, query, holding[key], now)
 

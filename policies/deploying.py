@@ -227,6 +227,8 @@ def alert_text(event: Event) -> str:
     text = f"{event.sensor}/{event.trigger}"
     if isinstance(value, (int, float)):
         text += f" value {value:.4g}"
+    elif value is not None:
+        text += " without data" if value == "nan" else f" value {value}"
     if isinstance(threshold, (int, float)):
         text += f", threshold {threshold:g}"
     return f"{text}: {event.data.get('condition', '')}"

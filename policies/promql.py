@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -128,6 +129,13 @@ def evaluate(query: Query, series: Sequence[Series], at: float) -> tuple[Sample,
     found = _evaluate(query, series, at)
     samples = [Sample(labels={}, value=found)] if isinstance(found, float) else found
     return tuple(sorted(samples, key=lambda sample: sorted(sample.labels.items())))
+
+
+def has_data(query: Query, series: Sequence[Series], at: float) -> bool:
+    """Whether any selector of a query finds a sample at an instant."""
+    if query.kind in ("select", "window", "range"):
+        return any(_within(item, at, query.range_seconds or LOOKBACK_SECONDS) for item in _selected(query, series))
+    return any(has_data(part, series, at) for part in query.parts)
 
 
 def _refuse(what: str) -> DesiredStateError:
@@ -252,7 +260,12 @@ def _fits(got: str, sign: str, wanted: str) -> bool:
 
 
 def _within(series: Series, at: float, seconds: float) -> list[tuple[float, float]]:
-    return [point for point in series.points if at - seconds < point[0] <= at]
+    first = bisect_right(series.points, at - seconds, key=_instant)
+    return list(series.points[first : bisect_right(series.points, at, lo=first, key=_instant)])
+
+
+def _instant(point: tuple[float, float]) -> float:
+    return point[0]
 
 
 def _window(name: str, points: Sequence[tuple[float, float]], at: float, seconds: float) -> float | None:

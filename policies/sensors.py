@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from math import isfinite
 
 from policies.alerts import fingerprint
 from policies.identity import event_id, event_set, run_id
@@ -158,8 +159,8 @@ def _alert_event(alert: Alert) -> Event:
         **subject,
         "condition": alert.condition,
         "labels": dict(alert.labels),
-        "value": alert.value,
-        "threshold": alert.threshold,
+        "value": alert.value if isfinite(alert.value) else str(alert.value),
+        "threshold": alert.threshold if alert.threshold is not None and isfinite(alert.threshold) else None,
         "version": alert.version,
     }
     return replace(event, data=data)

@@ -63,5 +63,11 @@ def _rules(desired: DesiredState) -> Iterator[AlertRule]:
                     condition = expand(trigger.condition, axon.name)
                 except DesiredStateError:
                     continue
-                seconds = parse_duration(trigger.for_ or "0s")
-                yield AlertRule(axon=axon.name, sensor=sensor.name, trigger=name, condition=condition, for_seconds=seconds)
+                yield AlertRule(
+                    axon=axon.name,
+                    sensor=sensor.name,
+                    trigger=name,
+                    condition=condition,
+                    for_seconds=parse_duration(trigger.for_ or "0s"),
+                    no_data_fires=trigger.no_data == "fire",
+                )

@@ -74,7 +74,7 @@ def _keep(metrics: dict[str, float], name: str, value: object) -> None:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return
-    if math.isfinite(number):
+    if math.isfinite(number) and name.isprintable():
         metrics[name] = number
 
 

@@ -26,6 +26,8 @@ SEGMENT_BYTES = 8 << 20
 """Two segments are kept on disk; a full one pushes out the older."""
 TIMEOUT_SECONDS = 1.0
 LARGEST_ANSWER_BYTES = 4 << 20
+MOST_PUSHED = 500
+"""Series that somebody sent and that count until they are sent anew; the one that was sent longest ago is dropped."""
 SKIPPED = ("python_", "process_")
 
 Key = tuple[tuple[str, str], ...]
@@ -46,6 +48,7 @@ class SampledMetrics:
     ) -> None:
         self._folder, self._clock, self._interval, self._wake = folder, clock, interval_seconds, wake
         self._series: dict[Key, deque[tuple[float, float]]] = {}
+        self._pushed: dict[Key, float] = {}
         self._targets: tuple[Target, ...] = ()
         self._guard = threading.Lock()
         self._changed = threading.Condition()
@@ -81,12 +84,30 @@ class SampledMetrics:
         return found[0].value if found else None
 
     def push(self, labels: Mapping[str, str], text: str) -> None:
-        """Take samples that somebody sent.
+        """Take samples that somebody sent; as with a push gateway, they count until they are sent anew.
 
         Raises:
             ValueError: Not the exposition format.
         """
-        self._keep([({**found, **labels}, value) for found, value in parse_exposition(text)])
+        samples = [({**found, **labels}, value) for found, value in parse_exposition(text)]
+        with self._guard:
+            for found, value in samples:
+                key = tuple(sorted(found.items()))
+                self._pushed.pop(key, None)
+                self._pushed[key] = value
+            for key in list(self._pushed)[:-MOST_PUSHED]:
+                del self._pushed[key]
+            kept = json.dumps([[value, dict(key)] for key, value in self._pushed.items()])
+        try:
+            place = self._folder / "pushed.json"
+            place.with_suffix(".new").write_text(kept)
+            place.with_suffix(".new").replace(place)
+        except OSError:
+            pass  # a full disk costs samples after a restart, never the alert now
+        self._keep(samples)
+        self._wake()
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
         """Stop reading."""
@@ -98,10 +119,11 @@ class SampledMetrics:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait(self._interval if self._targets else None)
+                self._changed.wait(self._interval if self._targets or self._pushed else None)
                 if self._closing:
                     return
-            found: list[tuple[Mapping[str, str], float]] = []
+            with self._guard:
+                found: list[tuple[Mapping[str, str], float]] = [(dict(key), value) for key, value in self._pushed.items()]
             for target in self._targets:
                 found += _read(target)
             if found:
@@ -117,7 +139,8 @@ class SampledMetrics:
                 points = self._series.get(key)
                 if points is None:
                     if len(self._series) >= MOST_SERIES:
-                        continue
+                        # The one that has been silent for longest makes room.
+                        del self._series[min(self._series, key=lambda other: self._series[other][-1][0])]
                     points = self._series[key] = deque(maxlen=MOST_POINTS)
                 points.append((at, value))
                 lines.append(json.dumps([at, value, dict(labels)]))
@@ -134,6 +157,8 @@ class SampledMetrics:
             return  # a full disk costs samples after a restart, never the alert now
 
     def _restore(self) -> None:
+        known = _load(self._folder / "pushed.json")
+        self._pushed = {tuple(sorted(labels.items())): float(value) for value, labels in known}
         for name in ("samples.1.jsonl", "samples.jsonl"):
             try:
                 lines = (self._folder / name).read_text().splitlines()
@@ -150,6 +175,13 @@ class SampledMetrics:
     def _snapshot(self) -> list[Series]:
         with self._guard:
             return [Series(labels=dict(key), points=tuple(points)) for key, points in self._series.items()]
+
+
+def _load(path: Path) -> list[tuple[float, dict[str, str]]]:
+    try:
+        return [(value, labels) for value, labels in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 @lru_cache(maxsize=256)

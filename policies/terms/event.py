@@ -37,6 +37,7 @@ class Alert:
     """The PromQL text, after `{{metric}}` was expanded."""
     labels: Mapping[str, str]
     value: float
+    """Not a number where nothing is measured."""
     threshold: float | None
     """The number that the condition compares with, where it has that shape."""
     since: datetime

@@ -26,3 +26,5 @@ class AlertRule:
     condition: str
     """PromQL, with `{{metric}}` already expanded."""
     for_seconds: float = 0.0
+    no_data_fires: bool = False
+    """`noData: fire`: that nothing is measured counts as the condition."""

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import urllib.request
+import uuid
 from typing import Any
 
 from myelin import hpo, report
@@ -27,6 +28,8 @@ class MetricClient:
         self.port = port
         self.axon = os.environ.get("AXON_NAME", "")
         self.task_id = os.environ.get("TASK_ID", "")
+        self._counters: dict[str, float] = {}
+        self._uuid = uuid.uuid4().hex
 
     def post_update(
         self, metric: str, value: float, job_name: str | None = None, grouping_key: dict[str, str] | None = None
@@ -48,13 +51,13 @@ class MetricClient:
     ) -> None:
         """Report the result of a trial or training."""
         del params, tags
-        line = {
-            "kind": "result",
-            "loss": report.number(loss_value),
-            "lossMetric": loss_metric or get_loss_metric() or "loss",
-            "metrics": {name: report.number(value) for name, value in (additional_metrics or {}).items()},
-        }
-        if report.append(line):
+        name = loss_metric or get_loss_metric() or "loss"
+        others = {key: report.number(value) for key, value in (additional_metrics or {}).items()}
+        line = {"kind": "result", "loss": report.number(loss_value), "lossMetric": name, "metrics": others}
+        is_kept = report.append(line)
+        for key, value in {name: loss_value, **(additional_metrics or {})}.items():
+            self._expose(key, value, "gauge", None, None, tries=1)
+        if is_kept:
             return
         if hpo.hpo_enabled() and os.environ.get("TRAIN_CONTROLLER_URL"):
             _submit(line)
@@ -62,21 +65,28 @@ class MetricClient:
         _log.info("result %s = %s (not in a job)", line["lossMetric"], line["loss"])
 
     def _post(self, metric: str, value: float, kind: str, job: str | None, group: dict[str, str] | None) -> None:
-        if report.append({"kind": "metric", "name": metric, "value": report.number(value), "type": kind}):
-            return
-        if os.environ.get("PUSHGATEWAY_URL"):
-            self._push(metric, value, kind, job, group)
-            return
-        _log.info("%s %s = %s (not in a job)", kind, metric, value)
+        if kind == "counter":
+            value = self._counters[metric] = self._counters.get(metric, 0.0) + value
+        is_kept = report.append({"kind": "metric", "name": metric, "value": report.number(value), "type": kind})
+        # In a job the report is what lasts; what is pushed is for alerts, and may get lost.
+        self._expose(metric, value, kind, job, group, tries=1 if is_kept else TRIES)
+        if not is_kept and not os.environ.get("PUSHGATEWAY_URL"):
+            _log.info("%s %s = %s (not in a job)", kind, metric, value)
 
-    def _push(self, metric: str, value: float, kind: str, job: str | None, group: dict[str, str] | None) -> None:
+    def _expose(self, metric: str, value: float, kind: str, job: str | None, group: dict[str, str] | None, *, tries: int) -> None:
+        if os.environ.get("PUSHGATEWAY_URL"):
+            self._push(metric, value, kind, job, group, tries)
+
+    def _push(self, metric: str, value: float, kind: str, job: str | None, group: dict[str, str] | None, tries: int) -> None:
         address = os.environ["PUSHGATEWAY_URL"].rstrip("/")
         if "://" not in address:
             address = f"http://{address}" if ":" in address else f"http://{address}:{self.port}"
         place = "".join(f"/{name}/{text}" for name, text in (group or {}).items())
         name = f"{metric}_{self.axon}".replace("-", "__") + ("_total" if kind == "counter" else "")
-        body = f"# TYPE {name} {kind}\n{name} {float(value)}\n".encode()
-        _send(f"{address}/metrics/job/{job or self.task_id}{place}", body, "text/plain")
+        # A counter belongs to one process: its series is told apart by a uuid, as the earlier client did.
+        labels = f'{{uuid="{self._uuid}"}}' if kind == "counter" else ""
+        body = f"# TYPE {name} {kind}\n{name}{labels} {float(value)}\n".encode()
+        _send(f"{address}/metrics/job/{job or self.task_id or 'none'}{place}", body, "text/plain", tries=tries)
 
 
 def get_loss_metric() -> str | None:
@@ -115,14 +125,14 @@ def _submit(line: dict[str, Any]) -> None:
     _send(os.environ["TRAIN_CONTROLLER_URL"].rstrip("/") + "/submit_result", json.dumps(body).encode(), "application/json")
 
 
-def _send(url: str, body: bytes, kind: str) -> None:
+def _send(url: str, body: bytes, kind: str, *, tries: int = TRIES) -> None:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": kind}, method="POST")
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, tries + 1):
         try:
-            with urllib.request.urlopen(request, timeout=10):
+            with urllib.request.urlopen(request, timeout=10 if tries > 1 else 2):
                 return
-        except OSError as error:
-            if attempt == TRIES:
+        except (OSError, ValueError) as error:
+            if attempt == tries:
                 _log.warning("%s: %s", url.split("?")[0], error)
                 return
             time.sleep(PAUSE_SECONDS)

@@ -87,7 +87,7 @@ def _tensor(value: Any) -> Any:
 
 def _flat(values: Any) -> tuple[list[int], list[Any]]:
     """Shape and flat values of a nested list of equal rows."""
-    shape = []
+    shape: list[int] = []
     while isinstance(values, list) and values and isinstance(values[0], list):
         shape.append(len(values) // (math.prod(shape) or 1))
         values = [item for row in values for item in row]
