@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, SilentError, TrustError
+from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
 
 # Plain help: the rich one takes 0.13 s to import.
 app = typer.Typer(
@@ -49,8 +50,18 @@ def main() -> None:
     except (TrustError, RefusedError) as error:
         typer.echo(f"myelin: {error.message}", err=True)
         sys.exit(3)
-    except (SilentError, ConflictError, ControllerError) as error:
+    except ControllerError as error:
         typer.echo(f"myelin: {error.message}", err=True)
+        sys.exit(4)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"myelin: {where}{error.strerror or error}", err=True)
+        sys.exit(4)
+    except Exception as error:  # a person is told in one line; whoever mends it asks for more
+        if os.environ.get("MYELIN_TRACEBACK"):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        typer.echo(f"myelin: a fault in Myelin itself: {text}; MYELIN_TRACEBACK=1 shows where", err=True)
         sys.exit(4)
 
 
@@ -64,6 +75,15 @@ def show(value: Any, form: Output, text: str) -> None:
         typer.echo(YamlDocuments().render(value if isinstance(value, dict) else {"items": value}).decode(), nl=False)
     else:
         typer.echo(text)
+
+
+def flat(value: Any) -> str:
+    """A value on one line, for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {flat(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(flat(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def hint(text: str) -> None:
@@ -134,16 +154,31 @@ def lint(
 
 
 @app.command()
-def plan(repo: Repo = ".", state: State = "", trust: Trust = "", output: Form = Output.text) -> None:
-    """What a pass would build, run, deploy and commit, and why; nothing is done."""
+def plan(
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    events: Annotated[Path | None, typer.Option(help="JSON file with events that are taken to have happened.")] = None,
+    output: Form = Output.text,
+) -> None:
+    """What would be built, run, deployed and committed, and why; nothing is done. Any folder with manifests will do."""
     from controller import answers, project
 
-    value = answers.plan(project.find(repo, state=state, trust=trust))
-    lines = [
-        f"{value['revision']}",
-        *(f"{step['kind']:<14} {step['axon']} {step['task']}: {step['reason']}" for step in value["steps"]),
-    ]
-    show(value, output, "\n".join(lines))
+    value = answers.plan(project.find(repo, state=state, trust=trust, bare_folder=True), events)
+    lines = [f"{value['revision']}", *(f"fault    {item}" for item in value["faults"])]
+    lines += [f"refused  {value['trust']}"] if value["trust"] else []
+    lines += [f"remote   {item}: not resolved, sources from elsewhere are not built yet" for item in value["unresolved"]]
+    for step in value["steps"]:
+        what = " ".join(part for part in (step["axon"], step["task"]) if part)
+        lines.append(f"{step['kind']:<12} {what}: {step['reason']}")
+        shown = {key: item for key, item in step["inputs"].items() if key in _PLANNED and item}
+        lines += [f"{'':<12}   {key} {flat(item)}" for key, item in shown.items()]
+    show(value, output, "\n".join(lines if value["steps"] else [*lines, "nothing is due"]))
+    raise typer.Exit(1 if value["faults"] else 0)
+
+
+_PLANNED = ("repository", "folder", "tree", "trials", "brackets", "modelFromResult", "version", "traffic", "commits", "server")
+"""What of a step's inputs is shown to a person."""
 
 
 @app.command()
@@ -152,18 +187,25 @@ def status(axon: Annotated[str, typer.Argument()] = "", repo: Repo = ".", state:
     from controller import answers, project
 
     value = answers.status(project.find(repo, state=state), axon)
-    lines = [f"{value['revision']} signed by {value['signer']}, looked at {value['at']}, {value['isolation']}"]
+    by = f" signed by {value['signer']}" if value["signer"] else ""
+    lines = [f"{value['revision'] or 'nothing read yet'}{by}, looked at {value['at']}, jobs run with {value['isolation']}"]
+    if not value["running"]:
+        lines.append("the controller that saw this does not run any more; start `myelin run`")
+    if value.get("unsigned"):
+        lines.append(f"UNSAFE: {value['unsigned']} unsigned commits were accepted, because the trust file allows it")
     lines += [f"{item['state']:<8} {item['subject']}: {item['reason']}: {item['message']}" for item in value["outcomes"]]
     lines += [f"{item['phase']:<8} {item['name']} at {item['address']} {item['message']}" for item in value["servers"]]
+    if not value["outcomes"] and value["running"]:
+        lines.append("everything is as it should be")
     show(value, output, "\n".join(lines))
 
 
 @app.command()
-def history(axon: str, repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
+def history(axon: str, repo: Repo = ".", state: State = "", trust: Trust = "", output: Form = Output.text) -> None:
     """Versions, promotions, rollbacks and holds, by whom and why, newest first."""
     from controller import answers, project
 
-    value = answers.history(project.find(repo, state=state), axon)
+    value = answers.history(project.find(repo, state=state, trust=trust), axon)
     lines = [
         f"{item['at']}  {item['version']:<13} {item['what']:<9} by {item['by']}  {item['commit'][:12]}  {item['why']}"
         for item in value
@@ -172,26 +214,52 @@ def history(axon: str, repo: Repo = ".", state: State = "", output: Form = Outpu
 
 
 @app.command()
-def why(version: str, repo: Repo = ".", state: State = "", output: Form = Output.text) -> None:
-    """From a version back to commit, events, images, data, parameters, metrics, parent and signers."""
+def why(
+    subject: Annotated[str, typer.Argument(help="A version, URL, image, model or commit.")],
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    output: Form = Output.text,
+) -> None:
+    """From an answer back to commit, events, images, data, parameters, metrics, parent and signers."""
     from controller import answers, project
 
-    value = answers.why(project.find(repo, state=state), version)
-    lines = [f"{key:<12} {answers.flat(item)}" for key, item in value.items()]
-    show(value, output, "\n".join(lines))
+    value = answers.why(project.find(repo, state=state, trust=trust), subject)
+    show(value, output, "\n".join(f"{key:<12} {flat(item)}" for key, item in value.items()))
 
 
 @app.command()
-def verify(repo: Repo = ".", state: State = "", trust: Trust = "", output: Form = Output.text) -> None:
+def verify(
+    subject: Annotated[str, typer.Argument(help="A version, image or model; everything when not given.")] = "",
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    output: Form = Output.text,
+) -> None:
     """Signatures, record chain and digests of everything."""
     from controller import answers, project
 
-    value = answers.verify(project.find(repo, state=state, trust=trust))
+    value = answers.verify(project.find(repo, state=state, trust=trust), subject)
     lines = [
         f"{'ok' if item['ok'] else 'WRONG':<6} {item['kind']:<8} {item['subject']} {item['reason']}" for item in value["checked"]
     ]
     show(value, output, "\n".join([*lines, "everything fits" if value["ok"] else "something does not fit"]))
     raise typer.Exit(0 if value["ok"] else 1)
+
+
+@app.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="AXON/TASK, AXON/TASK/TRIAL, a version, run, job or server.")],
+    repo: Repo = ".",
+    state: State = "",
+    output: Form = Output.text,
+) -> None:
+    """What jobs and servers printed."""
+    from controller import answers, project
+
+    found = answers.logs(project.find(repo, state=state), name)
+    value = [{"name": job, "text": text} for job, text in found]
+    show(value, output, "\n".join(f"==> {job} <==\n{text.rstrip()}" for job, text in found))
 
 
 @app.command()

@@ -19,7 +19,9 @@ from controller import answers, project
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import pull
 from controller.adapters.keys import SshKey
+from controller.answers.opened import opened
 from policies.errors import ControllerError, SilentError
+from policies.records import fold
 from policies.terms.release import Release
 
 PATIENCE_SECONDS = 600.0
@@ -167,10 +169,13 @@ class _Teller:
         return release is not None and any(hold.version == version for hold in release.spec.holds)
 
     def _seconds_to_roll_back(self, version: str) -> float:
-        release = self._release()
-        since = next(hold.since for hold in release.spec.holds if hold.version == version) if release else SystemClock().now()
-        at = next(item["at"] for item in answers.history(self._place, AXON) if item["what"] == "rollback")
-        return float((SystemClock().parse(at) - since).total_seconds())
+        """From the alert's firing to the rollback's record, which follows its commit, by the ledger's instants."""
+        with opened(self._place) as seen:
+            entries = seen.entries()
+        fold_of = fold(entries)
+        done = next(task for task in fold_of.tasks.values() if task.kind == "rollback" and task.version == version)
+        events = [fold_of.events[event] for event in fold_of.runs[done.run].events]
+        return (done.at - events[-1].at).total_seconds()
 
     def _urls(self, version: str) -> tuple[str, str]:
         for entry in answers.endpoint(self._place, AXON):

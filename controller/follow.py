@@ -79,8 +79,10 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
     value = {
         "at": report.at.isoformat(),
         "pid": os.getpid(),
+        "born": Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19],
         "revision": str(report.desired.revision) if report.desired else "",
         "signer": report.desired.revision.signer if report.desired else "",
+        "unsigned": report.desired.unsigned if report.desired else 0,
         "isolation": wired.isolation,
         "inbox": wired.inbox_address,
         "outcomes": [

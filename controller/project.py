@@ -9,6 +9,7 @@ from pathlib import Path
 from controller.adapters import git
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.keys import SshKey
+from controller.keyring import controller_key, image_key
 from controller.settings import Settings, state_folder
 from controller.trustfile import signers_of
 from policies.errors import DesiredStateError, RefusedError
@@ -22,37 +23,47 @@ class Place:
     state: Path
     trust: Path | None
     work_tree: Path | None
+    branch: str = "main"
+    """The branch that is the truth."""
 
 
-def find(repo: str, *, state: str = "", trust: str = "") -> Place:
+def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = False) -> Place:
     """The repository at a path or URL, with what its clone knows of state and trust.
+
+    Args:
+        repo: A URL, a clone with a remote `origin`, or a bare repository.
+        state: State folder that goes before what the clone knows.
+        trust: Trust file that goes before what the clone knows.
+        bare_folder: Whether any folder will do; then the place's `url` may be empty.
 
     Raises:
         DesiredStateError: There is no repository.
     """
-    if "://" in repo:
+    if "://" in repo or ":" in repo.split("/")[0]:
         return Place(
             url=repo, state=Path(state) if state else state_folder(repo), trust=Path(trust) if trust else None, work_tree=None
         )
     path = Path(repo).resolve()
     url = git.origin_of(path) if path.is_dir() else ""
-    if not url:
+    if not url and not (bare_folder and path.is_dir()):
         raise DesiredStateError(
             f"{repo}: expected a clone with a remote `origin`, or a bare repository; make one with `myelin init DIR`"
         )
+    top = git.top_of(path) if url and url != str(path) else path
     known_state = state or git.config_get(path, "myelin.state")
     known_trust = trust or git.config_get(path, "myelin.trust")
     return Place(
         url=url,
-        state=Path(known_state) if known_state else state_folder(url),
+        state=Path(known_state) if known_state else state_folder(url or str(path)),
         trust=Path(known_trust) if known_trust else None,
-        work_tree=None if url == str(path) else path,
+        work_tree=None if url == str(path) else top,
+        branch=git.config_get(path, "myelin.branch") or "main",
     )
 
 
 def settings_of(place: Place, **more: object) -> Settings:
     """Settings to follow a place."""
-    return Settings(repository=place.url, state=place.state, trust=place.trust, **more)  # type: ignore[arg-type]
+    return Settings(repository=place.url, state=place.state, trust=place.trust, **{"branch": place.branch, **more})  # type: ignore[arg-type]
 
 
 def example_folder() -> Path:
@@ -80,7 +91,10 @@ def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
     (beside / "signer.pub").write_text(f"{key.public()} {name}\n")
     documents = YamlDocuments()
     signers = [{"name": name, "ssh": key.public()}]
-    (beside / "trust.yaml").write_bytes(documents.render({"signers": signers}))
+    state = beside.resolve() / "state"
+    own, images = controller_key(state), image_key(state)
+    pinned = {"signers": signers, "controller": own.public(), "images": [images.public_pem]}
+    (beside / "trust.yaml").write_bytes(documents.render(pinned))
     files: dict[str, bytes | None] = {}
     source = example_folder()
     for path in sorted(source.rglob("*")):
@@ -90,9 +104,7 @@ def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
     project["spec"]["trust"]["signers"] = signers
     files["myelin.yaml"] = documents.edit(files["myelin.yaml"] or b"", project)
     git.init_bare(bare)
-    place = Place(
-        url=str(bare.resolve()), state=beside.resolve() / "state", trust=beside.resolve() / "trust.yaml", work_tree=folder
-    )
+    place = Place(url=str(bare.resolve()), state=state, trust=beside.resolve() / "trust.yaml", work_tree=folder)
     push_as(place, key, files, "Start a project from the example\n", now=now)
     git.clone(str(bare.resolve()), folder)
     for setting, value in (

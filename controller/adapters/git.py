@@ -73,6 +73,7 @@ class GitRepository:
         email: Address in commits.
         signers_of: Reads `spec.trust.signers` out of a `myelin.yaml`.
         poll_seconds: A server far away is asked for a branch this often at most; a local one costs a file's read.
+        heads: Where the branches of `url` lie; those that a clone remembers of its origin: `refs/remotes/origin`.
     """
 
     def __init__(
@@ -85,12 +86,13 @@ class GitRepository:
         email: str = "myelin@localhost",
         signers_of: Callable[[bytes], tuple[TrustedKey, ...]] = lambda _: (),
         poll_seconds: float = 0.0,
+        heads: str = "refs/heads",
     ) -> None:
         self.url = url
         self._mirror, self._key, self._author, self._email = mirror, key, author, email
         self._signers_of = signers_of
         self._tips: dict[str, str] = {}
-        self._poll_seconds = poll_seconds
+        self._poll_seconds, self._heads = poll_seconds, heads
         self._again_at: dict[str, float] = {}
         self._silent: dict[str, tuple[int, SilentError]] = {}
         self._batch: Any = None
@@ -102,7 +104,7 @@ class GitRepository:
         if (local := _local(self.url)) is not None:
             if not (local / "HEAD").exists() and not (local / ".git").exists():
                 raise SilentError(f"repository {local}: expected a Git repository, there is none", reason="RepositoryGone")
-            tip = _read_ref(local, branch)
+            tip = _read_ref(local, f"{self._heads}/{branch}")
             if tip and self._tips.get(branch) == tip:
                 return tip
         elif time.monotonic() < self._again_at.get(branch, 0.0):
@@ -112,7 +114,9 @@ class GitRepository:
         ref = f"refs/heads/{branch}"
         self._again_at[branch] = time.monotonic() + self._poll_seconds
         try:
-            self._git.execute(["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{ref}:{ref}"])
+            self._git.execute(
+                ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{self._heads}/{branch}:{ref}"]
+            )
         except Exception as error:
             text = str(getattr(error, "stderr", error))
             if "couldn't find remote ref" in text:
@@ -365,6 +369,27 @@ def config_set(path: Path, name: str, value: str) -> None:
     _execute(path, "config", name, value)
 
 
+def top_of(path: Path) -> Path:
+    """The top folder of the work tree that `path` is in; `path` itself where there is none."""
+    from git.exc import GitError
+
+    try:
+        return Path(str(_git(path).execute(["git", "rev-parse", "--show-toplevel"])) or path)
+    except (GitError, OSError):
+        return path
+
+
+def would_commit(path: Path) -> list[str] | None:
+    """Files below a folder that are tracked or would be, sorted; None where Git does not know the folder."""
+    from git.exc import GitError
+
+    try:
+        listed = _git(path).execute(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+    except (GitError, OSError):
+        return None
+    return sorted({name for name in str(listed).split("\0") if name})
+
+
 def origin_of(path: Path) -> str:
     """URL that a clone was made from; the path itself where it is bare; empty where it is no repository."""
     from git.exc import GitError
@@ -384,16 +409,16 @@ def _local(url: str) -> Path | None:
     return None if "://" in url or ":" in url.split("/")[0] else Path(url)
 
 
-def _read_ref(repository: Path, branch: str) -> str:
-    """Tip of a branch of a local repository without starting a process; empty when that cannot tell."""
+def _read_ref(repository: Path, ref: str) -> str:
+    """Commit of a ref of a local repository without starting a process; empty when that cannot tell."""
     top = repository / ".git" if (repository / ".git").is_dir() else repository
     try:
-        return (top / "refs" / "heads" / branch).read_text().strip()
+        return (top / ref).read_text().strip()
     except OSError:
         pass
     try:
         for line in (top / "packed-refs").read_text().splitlines():
-            if line.endswith(f" refs/heads/{branch}"):
+            if line.endswith(f" {ref}"):
                 return line.split(" ", 1)[0]
     except OSError:
         pass

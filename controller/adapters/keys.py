@@ -100,14 +100,7 @@ class SshKey:
 
     def is_signed(self, data: bytes, signature: str, public: str) -> bool:
         """Whether `signature` over `data` was made by the holder of `public`, an ed25519 key."""
-        try:
-            key = serialization.load_ssh_public_key(public.encode())
-            if not isinstance(key, ed25519.Ed25519PublicKey):
-                return False
-            key.verify(base64.b64decode(signature, validate=True), data)
-        except (ValueError, UnsupportedAlgorithm, InvalidSignature):
-            return False
-        return True
+        return is_signed(data, signature, public)
 
     def sign_ssh(self, data: bytes, *, namespace: str = "git") -> str:
         """An armored SSH signature over `data`, as `ssh-keygen -Y sign` makes it.
@@ -124,6 +117,18 @@ class SshKey:
         text = base64.b64encode(body).decode("ascii")
         lines = [text[start : start + ARMOR_COLUMNS] for start in range(0, len(text), ARMOR_COLUMNS)]
         return "\n".join([BEGIN, *lines, END, ""])
+
+
+def is_signed(data: bytes, signature: str, public: str) -> bool:
+    """Whether a base64 `signature` over `data` was made by the holder of `public`, an ed25519 key."""
+    try:
+        key = serialization.load_ssh_public_key(public.encode())
+        if not isinstance(key, ed25519.Ed25519PublicKey):
+            return False
+        key.verify(base64.b64decode(signature, validate=True), data)
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+        return False
+    return True
 
 
 def fingerprint(public: str) -> str:

@@ -1,0 +1,33 @@
+"""The controller's keys of one project: they lie in `keys/` of its state folder, and are made when it first runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from controller.adapters.keys import ImageKey, SshKey
+
+
+def controller_key(state: Path) -> SshKey:
+    """The controller's own key, made on first use: it signs commits, ledger entries and version records."""
+    path = _folder(state) / "controller"
+    return SshKey.load(path) if path.exists() else SshKey.generate(path)
+
+
+def image_key(state: Path) -> ImageKey:
+    """The key that images are signed with, made on first use."""
+    path = _folder(state) / "image.pem"
+    return ImageKey.load(path) if path.exists() else ImageKey.generate(path)
+
+
+def public_keys(state: Path) -> tuple[str, tuple[str, ...]]:
+    """Public keys of controller and images that this state folder has; none are made here."""
+    folder = state / "keys"
+    own = SshKey.load(folder / "controller").public() if (folder / "controller").exists() else ""
+    images = (ImageKey.load(folder / "image.pem").public_pem,) if (folder / "image.pem").exists() else ()
+    return own, images
+
+
+def _folder(state: Path) -> Path:
+    folder = state / "keys"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
