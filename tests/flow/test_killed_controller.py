@@ -35,6 +35,7 @@ def twins(tmp_path: Path) -> Iterator[tuple[project.Place, project.Place]]:
         text = text.replace(old, new)
     project.push_as(one, key, {"axons/digits/axon.yaml": text.encode()}, "Tune less\n", now=SystemClock().now())
     shutil.copytree(tmp_path / "one.git", tmp_path / "two.git")
+    shutil.copytree(one.state / "keys", tmp_path / "two.state" / "keys")
     other = project.Place(url=str(tmp_path / "two.git"), state=tmp_path / "two.state", trust=one.trust, work_tree=None)
     yield one, other
     for place in (one, other):
