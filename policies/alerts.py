@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
-from policies.promql import Query, Sample, Series, evaluate, has_data, threshold_of
+from policies.promql import Query, Sample, Series, evaluate, has_data, parse, threshold_of
 from policies.terms.event import Alert
 from policies.terms.metrics import AlertRule
 
@@ -37,6 +37,15 @@ def expand(condition: str, axon: str) -> str:
     if "{{" in text:
         raise DesiredStateError(f"condition: expected {{{{metric_name}}}}, got {condition!r}", reason="NotPromql")
     return text
+
+
+def why_refused(condition: str, axon: str) -> str:
+    """Why a condition cannot be evaluated; empty when it can."""
+    try:
+        parse(expand(condition, axon))
+    except DesiredStateError as error:
+        return error.message
+    return ""
 
 
 def fingerprint(alert: Alert) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from policies.cron import parse_cron
 from policies.errors import Fault
-from policies.terms.axon import Axon, Deployer, Destination, Sensor, SensorTask, Trigger
+from policies.terms.axon import Axon, Deployer, Destination, Sensor, SensorTask, Trigger, Tuning
 from policies.terms.document import LoadedDocument
 from policies.terms.release import Release
 
@@ -55,8 +55,15 @@ def _axon(axon: Axon, written: Any) -> Iterator[tuple[Path, str, str]]:
     yield from _twice(("spec", "tasks"), [task.name for task in axon.spec.tasks])
     yield from _twice(("spec", "sensors"), [sensor.name for sensor in axon.spec.sensors])
     yield from _twice(("spec", "artifacts"), [artifact.name for artifact in axon.spec.artifacts])
+    yield from _twice(("spec", "parameters"), [parameter.name for parameter in axon.spec.parameters])
     artifacts = {artifact.name for artifact in axon.spec.artifacts}
+    for index, artifact in enumerate(axon.spec.artifacts):
+        if artifact.git is not None and artifact.git.revision and not artifact.git.repo:
+            message = "expected `repo` beside `revision`; without `git` it is this repository at the reconciled commit"
+            yield ("spec", "artifacts", index, "git", "revision"), "Missing", message
     for index, task in enumerate(axon.spec.tasks):
+        if task.train is not None and task.train.hp_tuning is not None:
+            yield from _space(task.train.hp_tuning, ("spec", "tasks", index, "train", "hpTuning", "params"))
         body = task.container or task.train or task.deploy or task.spark
         kind = next(name for name in ("container", "train", "deploy", "spark") if getattr(task, name) is not None)
         if body is not None and body.image_build is not None and body.image_build.artifact not in artifacts:
@@ -75,6 +82,14 @@ def _sensor(axon: Axon, sensor: Sensor, path: Path, entries: list[tuple[Path, Se
         for entry in group
         if entry.deployer is not None
     }
+    given = [trigger.name for trigger in sensor.triggers]
+    yield from _twice((*path, "triggers"), [name or f" {index}" for index, name in enumerate(given)])
+    seen: set[str] = set()
+    for here, entry in entries:
+        what, place = _what(entry)
+        if what in seen:
+            yield (*here, *place), "Duplicate", f"expected each task once in a sensor, got {what} twice"
+        seen.add(what)
     for index, trigger in enumerate(sensor.triggers):
         if trigger.type == "Lifecycle" and trigger.task not in tasks:
             yield (
@@ -108,7 +123,43 @@ def _sensor(axon: Axon, sensor: Sensor, path: Path, entries: list[tuple[Path, Se
             yield from _deployer(axon, entry.deployer, (*here, "deployer"))
 
 
+def _what(entry: SensorTask) -> tuple[str, Path]:
+    """What an entry of a sensor makes due, and where that is said."""
+    if entry.resource_executor is not None:
+        return entry.resource_executor.task, ("resourceExecutor", "task")
+    if entry.trainer is not None:
+        return entry.trainer.task, ("trainer", "task")
+    if entry.deployer is not None:
+        return f"deployer {entry.deployer.name}", ("deployer", "name")
+    return f"rollback of {entry.rollback.deployer if entry.rollback else ''}", ("rollback", "deployer")
+
+
+def _space(tuning: Tuning, path: Path) -> Iterator[tuple[Path, str, str]]:
+    """A search space: each parameter once, whole bounds of whole numbers, conditions that can come true."""
+    yield from _twice(path, [parameter.name for parameter in tuning.params])
+    known = {parameter.name: parameter for parameter in tuning.params}
+    for index, parameter in enumerate(tuning.params):
+        here = (*path, index)
+        if parameter.type == "UniformInteger" and parameter.numerical is not None:
+            for key in ("lower", "upper", "default_value"):
+                value = getattr(parameter.numerical, key)
+                if value is not None and value != int(value):
+                    yield (*here, "numerical", key), "WrongType", f"expected a whole number with UniformInteger, got {value:g}"
+        for name, values in (parameter.condition or {}).items():
+            parent = known.get(name)
+            if parent is None or parent.type == "Constant" or name == parameter.name:
+                others = _names(other for other in known if other != parameter.name and known[other].type != "Constant")
+                yield (*here, "condition"), "UnknownName", f"expected another parameter that varies ({others}), got {name}"
+            elif parent.categorical is not None:
+                for value in values:
+                    if value not in parent.categorical.values:
+                        shown = ", ".join(str(item) for item in parent.categorical.values)
+                        yield (*here, "condition"), "UnknownName", f"expected one of the values of {name} ({shown}), got {value}"
+
+
 def _trigger(trigger: Trigger) -> Iterator[tuple[str, str, str]]:
+    if trigger.type == "Lifecycle" and trigger.condition not in ("", "Succeeded", "Failed"):
+        yield "condition", "NotAllowed", f"expected Succeeded or Failed, got {trigger.condition}"
     if trigger.type == "Alert" and not trigger.condition:
         yield "condition", "Missing", "expected `condition` in PromQL, got nothing"
     if trigger.type == "Calendar":
@@ -122,6 +173,12 @@ def _deployer(axon: Axon, deployer: Deployer, path: Path) -> Iterator[tuple[Path
     tasks = {task.name: task for task in axon.spec.tasks}
     models = {model.name for model in deployer.models}
     yield from _twice((*path, "models"), [model.name for model in deployer.models])
+    if not any(model.backend_models for model in deployer.models):
+        yield (*path, "models"), "Missing", "expected at least one model with a backend to deploy, got none"
+    for index, model in enumerate(deployer.models):
+        if model.name in ("data", "strData", "binData", "meta"):
+            message = f"expected a name that is no part of a message, got {model.name}"
+            yield (*path, "models", index, "name"), "NotAllowed", message
     for index, model in enumerate(deployer.models):
         names = [backend.name for backend in model.backend_models]
         yield from _twice((*path, "models", index, "backendModels"), names)

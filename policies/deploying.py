@@ -14,6 +14,7 @@ from policies.errors import DesiredStateError
 from policies.identity import image_identity, version_id
 from policies.jobs import Surroundings, environment, image_spec
 from policies.rollout import promote, roll_back
+from policies.selection import best_of
 from policies.serving import is_ready, model_servers, proxy_server
 from policies.sources import image_builds
 from policies.tasks import TaskContext, context_result, image_steps, replace_state
@@ -21,12 +22,13 @@ from policies.terms.axon import BackendModel, Deployer, Model
 from policies.terms.desired import DesiredState
 from policies.terms.event import Event
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Blocked, Deploy, FinishTask, Retire, RollBack, Serve
+from policies.terms.plan import AnyStep, Deploy, FinishTask, Retire, RollBack, Serve
 from policies.terms.release import Release
 from policies.terms.run import TaskRun
 from policies.terms.task import ImageSpec
 from policies.terms.verdict import Verdict
 from policies.terms.version import BackendRecord, Version, VersionMetadata, VersionSpec
+from policies.unbuilt import check_deployer, check_gate, check_task, check_write_back
 
 
 def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
@@ -38,23 +40,25 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
     deployer = context.entry.deployer
     assert deployer is not None
     name = f"deploy:{deployer.name}"
-    if unbuilt := _unbuilt(deployer, context.desired):
-        text = f"{unbuilt} of deployers not built into Myelin yet: nothing is deployed without it"
-        yield Blocked(axon=context.axon.name, task=name, reason=text, subject=f"{context.axon.name}/{name}")
-        return
+    check_deployer(deployer)
+    check_write_back(context.desired.project)
+    check_gate(context.desired.project, "promotion")
     backends: list[BackendRecord] = []
     tasks: list[TaskRun] = []
+    is_cached = True
     for model in deployer.models:
         for backend in model.backend_models:
             serving = context.task(backend.deployer or "")
             if serving.deploy is None:
                 raise DesiredStateError(f"backend {backend.name}: expected a deploy task, {backend.deployer} is none")
+            check_task(serving)
+            is_cached = is_cached and serving.deploy.cache
             image = yield from image_steps(context, serving.name, serving.deploy)
             if image is None:
                 continue
             trained = _trained(context, backend)
             tasks += [trained] if trained else []
-            env = environment(context.axon.document, serving.deploy.env)
+            env = environment(context.axon.document, (*serving.deploy.env, *context.entry.env), sensor=context.sensor)
             backends.append(
                 BackendRecord(
                     model=model.name,
@@ -63,13 +67,14 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
                     artifact=trained.model if trained else "",
                     task_run=trained.id if trained else "",
                     trial=trained.trial if trained else "",
-                    weight=_weight(model, backend.name),
                     replicas=deployer.replicas or 1,
+                    task=serving.name,
                     env=env,
                 )
             )
     if len(backends) < sum(len(model.backend_models) for model in deployer.models):
         return
+    backends = [backend.model_copy(update={"weight": weight}) for backend, weight in _weighted(context, deployer, backends)]
     routes = tuple(route.model_dump(mode="json", by_alias=True, exclude_none=True) for route in deployer.routes)
     inputs = digest_value(
         {
@@ -79,7 +84,7 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
     )
     result = context_result(context, name, "deploy", inputs)
     earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(inputs, ""))
-    if earlier is not None and earlier.version in context.desired.versions:
+    if is_cached and earlier is not None and earlier.version in context.desired.versions:
         taken = replace(earlier, id=result.id, run=result.run, at=result.at, reused=earlier.id, reason="Reused")
         yield FinishTask(axon=context.axon.name, task=name, reason=f"equal to {earlier.version}, which is there", result=taken)
         return
@@ -182,6 +187,8 @@ def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
         yield FinishTask(axon=axon, task=name, reason="no version to take out", result=ended)
         return
     version, release = decided
+    check_write_back(context.desired.project)
+    check_gate(context.desired.project, "rollback")
     file, text = _release_file(context.desired, axon, context.entry.rollback.deployer)
     yield RollBack(
         axon=axon,
@@ -289,43 +296,63 @@ def _kept(release: Release, versions: Sequence[Version], around: Surroundings) -
 
 
 def _trained(context: TaskContext, backend: BackendModel) -> TaskRun | None:
-    """The training whose model a backend serves: of the run's own events first, else the newest that succeeded."""
+    """The training whose model a backend serves: of the run's own events first, else the newest that succeeded.
+
+    With `best`, the best of those that are comparable to it: of the same axon digest, on the same data.
+    """
     if not backend.trainer:
         return None
     recorded = context.observed.recorded
     causes = (recorded.tasks.get(str(recorded.events[event].data.get("taskRun", ""))) for event in context.run.events)
     found = [task for task in (*causes, *context.before) if task is not None and task.task == backend.trainer]
-    if not found:
-        found = [
-            task
-            for task in recorded.tasks.values()
-            if task.axon == context.axon.name and task.task == backend.trainer and task.state == "Succeeded"
-        ]
+    all_of_it = [
+        task
+        for task in recorded.tasks.values()
+        if task.axon == context.axon.name and task.task == backend.trainer and task.state == "Succeeded" and task.model
+    ]
+    found = found or all_of_it
     if not found or not found[-1].model:
         raise DesiredStateError(
             f"backend {backend.name}: {backend.trainer} has left no model yet; run it before this deployer", reason="NoModel"
         )
-    return found[-1]
+    newest = found[-1]
+    train = context.task(backend.trainer).train
+    if backend.model_selection_strategy != "best" or train is None or not train.loss_metric:
+        return newest
+    digest = recorded.runs[newest.run].axon_digest
+    comparable = [item for item in all_of_it if recorded.runs[item.run].axon_digest == digest and item.data == newest.data]
+    return best_of([*comparable, newest], train)
 
 
-def _weight(model: Model, backend: str) -> int:
-    for strategy in model.routing_strategy:
-        for destination in strategy.destinations:
-            if destination.destination_name == backend:
-                return int(destination.weight if destination.weight is not None else 100)
-    return 100
+def _weighted(context: TaskContext, deployer: Deployer, backends: Sequence[BackendRecord]) -> Iterator[tuple[BackendRecord, int]]:
+    """Each backend with its percent of its model's traffic."""
+    for model in deployer.models:
+        ours = [backend for backend in backends if backend.model == model.name]
+        given = {item.destination_name: item.weight for strategy in model.routing_strategy for item in strategy.destinations}
+        best = ""
+        if not given and model.model_selection_strategy == "best" and len(ours) > 1:
+            best = _best_backend(context, model, ours)
+        for place, backend in enumerate(ours):
+            if given:
+                weight = given.get(backend.backend, 0)
+                yield backend, 100 if weight is None else int(weight)
+            elif best:
+                yield backend, 100 if backend.backend == best else 0
+            else:
+                yield backend, 100 // len(ours) + (place < 100 % len(ours))
 
 
-def _unbuilt(deployer: Deployer, desired: DesiredState) -> str:
-    if deployer.promotion is not None:
-        return "`promotion` rules"
-    if deployer.autoscale is not None:
-        return "`autoscale`"
-    if desired.project.spec.write_back.mode in ("pull-request", "manual"):
-        return f"write-back mode {desired.project.spec.write_back.mode}"
-    if desired.project.spec.policies:
-        return "`spec.policies`"
-    return ""
+def _best_backend(context: TaskContext, model: Model, ours: Sequence[BackendRecord]) -> str:
+    trains = [context.task(item.trainer).train for item in model.backend_models if item.trainer]
+    kinds = {(train.loss_metric, train.loss_metric_selector) for train in trains if train is not None}
+    if len(kinds) != 1 or not next(iter(kinds))[0]:
+        raise DesiredStateError(
+            f"model {model.name}: modelSelectionStrategy best: expected one lossMetric for all of its backends' trainings; "
+            "say routingStrategy instead"
+        )
+    train = next(item for item in trains if item is not None)
+    by_run = {backend.task_run: backend.backend for backend in ours if backend.task_run}
+    return by_run[best_of([context.observed.recorded.tasks[run] for run in by_run], train).id]
 
 
 def _parent(release: Release | None, others: Sequence[Version]) -> str:

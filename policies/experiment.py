@@ -13,7 +13,7 @@ from policies.terms.axon import Task, TuningParameter
 from policies.terms.document_types import parse_duration
 from policies.terms.trial import Experiment, Parameter, TrialRun
 
-UNBUILT = ("max_duration", "patience", "warm_start", "straggler_factor")
+UNBUILT = ("maxDuration", "patience", "warmStart", "stragglerFactor")
 
 
 def experiment_of(task: Task, *, experiment_id: str, axon: str) -> Experiment:
@@ -27,10 +27,10 @@ def experiment_of(task: Task, *, experiment_id: str, axon: str) -> Experiment:
     tuning = task.train.hp_tuning if task.train is not None else None
     if task.train is None or tuning is None:
         raise DesiredStateError(f"task {task.name}: expected train.hpTuning")
-    for name in UNBUILT:
-        if getattr(tuning, name) not in (None, False):
-            raise DesiredStateError(f"hpTuning.{name}: not built into Myelin yet; leave it out", reason="NotBuilt")
     space = tuning.model_dump(mode="json", by_alias=True)
+    for name in UNBUILT:
+        if space[name] not in (None, False):
+            raise DesiredStateError(f"hpTuning.{name}: not built into Myelin yet; leave it out", reason="NotBuilt")
     seed = tuning.seed if tuning.seed is not None else int(digest_value([axon, task.name, space])[7:15], 16)
     return Experiment(
         id=experiment_id,

@@ -14,13 +14,14 @@ from policies.canonical import digest_value, short_name
 from policies.errors import DesiredStateError
 from policies.identity import object_name
 from policies.sources import build_folder
-from policies.terms.axon import Axon, EnvVar, ImageBuild, Task
+from policies.terms.axon import Axon, EnvVar, ImageBuild, Sensor, Task
 from policies.terms.desired import DesiredAxon
 from policies.terms.digest import Digest
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
 from policies.terms.run import Run, TaskRun
 from policies.terms.task import ImageSpec, JobSpec, Kept
+from policies.unbuilt import refuse
 
 _PARAMETER = re.compile(r"\{\{\s*workflow\.parameters\.([A-Za-z0-9_.-]+)\s*\}\}")
 
@@ -30,6 +31,7 @@ class Surroundings:
     """What jobs and servers are told of where they are."""
 
     namespace: str = "default"
+    node: str = "localhost"
     inbox: str = ""
     """`http://127.0.0.1:8090`, without slash at the end; empty when nothing listens."""
     base: str = "host"
@@ -65,8 +67,7 @@ def upstream(run: Run, before: Sequence[TaskRun], recorded: Recorded) -> Upstrea
             continue
         # A container's data folder began with what was there before, so it replaces it; others add what they read.
         data = task.data if task.kind == "container" else tuple(dict.fromkeys((*data, *task.data)))
-        if task.kind == "container":
-            by_task[task.task] = Digest(task.data[-1])
+        by_task[task.task] = Digest(task.data[-1])
     return Upstream(data=tuple(Digest(item) for item in data), by_task=by_task)
 
 
@@ -95,19 +96,27 @@ def image_spec(axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundi
     )
 
 
-def environment(axon: Axon, env: Sequence[EnvVar]) -> dict[str, str]:
+def environment(axon: Axon, env: Sequence[EnvVar], *, sensor: Sensor | None = None) -> dict[str, str]:
     """A task's own environment, with `{{workflow.parameters.NAME}}` expanded.
 
+    Args:
+        axon: Declares parameters.
+        env: Variables; later ones win.
+        sensor: The one that made the task due; its parameters go before the axon's.
+
     Raises:
-        DesiredStateError: A parameter that the axon does not declare.
+        DesiredStateError: A parameter that nobody declares, or a value from a secret.
     """
-    known = {parameter.name: parameter.value for parameter in axon.spec.parameters}
+    known = {item.name: item.value for item in (*axon.spec.parameters, *(sensor.parameters if sensor else ()))}
 
     def expand(match: re.Match[str]) -> str:
         if match[1] not in known:
             raise DesiredStateError(f"{{{{workflow.parameters.{match[1]}}}}}: no parameter of that name in spec.parameters")
         return str(known[match[1]])
 
+    for item in env:
+        if item.value_from is not None:
+            raise refuse(f"env {item.name}: values from secrets and other objects (valueFrom) are")
     return {item.name: _PARAMETER.sub(expand, item.value or "") for item in env}
 
 
@@ -120,6 +129,7 @@ def identity_environment(axon: str, task: str, task_run: str, job: str, around: 
         "TASK_ID": task_run,
         "TASK_NAME": task,
         "MYELIN_POD_NAME": job,
+        "MYELIN_NODE_NAME": around.node,
     }
     if around.inbox:
         told |= {
@@ -167,12 +177,15 @@ def job_spec(
     around: Surroundings,
     loss_metric: str = "",
     timeout_seconds: float | None = None,
+    seed: int | None = None,
 ) -> JobSpec:
     """The job of a task run."""
     name = object_name(axon.name, task.name, short_name(Digest(task_run)))
     told = identity_environment(axon.name, task.name, task_run, name, around)
     if loss_metric:
         told["LOSS_METRIC"] = loss_metric
+    if seed is not None:
+        told["SEED"] = str(seed)
     return JobSpec(
         name=name,
         axon=axon.name,

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from policies import promql
-from policies.alerts import expand
+from policies.alerts import why_refused
 from policies.crossing import entries_of
 from policies.errors import DesiredStateError, Fault
 from policies.experiment import experiment_of
@@ -106,11 +105,7 @@ def _alerts(axon: Axon) -> Iterator[tuple[Path, str, str]]:
             if trigger.type != "Alert":
                 continue
             path: Path = ("spec", "sensors", index, "triggers", position, "condition")
-            try:
-                why = promql.check(expand(trigger.condition, axon.metadata.name))
-            except DesiredStateError as error:
-                why = error.message
-            if why:
+            if why := why_refused(trigger.condition, axon.metadata.name):
                 yield path, "PromqlRefused", why
             missing = sorted({name for name in _TEMPLATED.findall(trigger.condition) if name not in _trained(axon)})
             if missing and "no_data" not in trigger.model_fields_set:

@@ -9,11 +9,12 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from policies.crossing import cross_faults
 from policies.errors import DesiredStateError, Fault
-from policies.terms.axon import Axon
+from policies.terms.axon import Axon, EnvVar
 from policies.terms.document import LoadedDocument
 from policies.terms.project import Project
 from policies.terms.release import Release
@@ -86,10 +87,19 @@ def _without_echoes(faults: list[Fault]) -> list[Fault]:
 
 
 def _fault(loaded: LoadedDocument, model: type[BaseModel], item: Any) -> Fault:
-    path = tuple(_real_path(item["loc"], loaded.value))
+    path = tuple(_real_path(_old_place(item["loc"], loaded.value), loaded.value))
     line = next(loaded.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in loaded.lines)
     reason, message = _words(item, path, model)
     return Fault(file=loaded.file, line=line, path=_dotted(path), reason=reason, message=message)
+
+
+def _old_place(loc: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Variables of an `env` beside the kind were read behind the kind's own: back to where they stand."""
+    if len(loc) < 6 or loc[:2] != ("spec", "tasks") or loc[4] != "env" or not isinstance(loc[5], int):
+        return loc
+    task = value["spec"]["tasks"][loc[2]]
+    own = len(task[loc[3]].get("env") or ())
+    return (*loc[:3], "env", loc[5] - own, *loc[6:]) if loc[5] >= own else loc
 
 
 def _real_path(loc: tuple[Any, ...], value: Any) -> Iterator[str | int]:
@@ -148,14 +158,19 @@ def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str
     for part in path:
         if isinstance(part, int):
             continue
-        field = next(
-            (item for name, item in current.model_fields.items() if part in (item.alias, item.serialization_alias, name)), None
-        )
-        nested = _nested(field.annotation) if field else None
+        found = next((item for name, item in current.model_fields.items() if part in _spellings(name, item)), None)
+        nested = _nested(found.annotation) if found else EnvVar if part == "env" else None
         if nested is None:
             return []
         current = nested
-    return [item.serialization_alias or item.alias or name for name, item in current.model_fields.items()]
+    keys = [item.serialization_alias or item.alias or name for name, item in current.model_fields.items()]
+    return [*keys, *getattr(current, "OLD_KEYS", ())]
+
+
+def _spellings(name: str, item: FieldInfo) -> set[str]:
+    """All that a field is called in a document."""
+    old = item.validation_alias.choices if isinstance(item.validation_alias, AliasChoices) else [item.validation_alias]
+    return {text for text in (name, item.alias, item.serialization_alias, *old) if isinstance(text, str)}
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:

@@ -6,20 +6,22 @@ or is suspended, starts nothing, and what serves goes on serving.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
+from policies.alerts import why_refused
 from policies.deploying import deploy_steps, rollback_steps, serving_steps
 from policies.errors import DesiredStateError
 from policies.identity import task_run_id
 from policies.jobs import Surroundings
-from policies.sensors import due_events, ended_alerts, fired
+from policies.sensors import due_events, ended_alerts, fired, triggers_of
 from policies.tasks import TaskContext, task_steps
 from policies.terms.axon import Sensor, SensorTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.observed import Observed
 from policies.terms.plan import AnyStep, Blocked, Plan, RecordEvent, ResolveAlert, StartRun, SupersedeRun
 from policies.terms.run import Run, TaskRun
+from policies.unbuilt import axon_notes, check_gate, project_notes, why_never
 
 
 def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Surroundings) -> Plan:
@@ -31,7 +33,7 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
         now: This instant, UTC.
         around: Where jobs and servers run.
     """
-    steps: list[AnyStep] = []
+    steps: list[AnyStep] = [*_project_steps(desired)]
     for name in sorted(desired.axons):
         steps += _axon_steps(desired, desired.axons[name], observed, now, around)
     steps += serving_steps(desired, observed, around, steps)
@@ -58,7 +60,7 @@ def _axon_steps(
     if suspend is not None and (suspend.until is None or now < suspend.until):
         yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", stalled=False)
         return
-    yield from _unbuilt_parts(axon)
+    yield from _notes(axon)
     recorded = observed.recorded
     for event in due_events(axon, observed, now):
         yield RecordEvent(axon=axon.name, reason=f"{event.kind.lower()} event of {event.sensor}", event=event)
@@ -76,8 +78,15 @@ def _axon_steps(
             continue
         yield from _run_steps(desired, axon, sensor, run, observed, now, around)
     if desired.is_trusted:
-        for run in fired(axon, recorded, now):
-            if _waits_for_unbuilt(axon, run.sensor):
+        due = list(fired(axon, recorded, now))
+        try:
+            check_gate(desired.project, "run")
+        except DesiredStateError as error:
+            if due:
+                yield _blocked(axon, "", error.message, word=error.reason)
+            return
+        for run in due:
+            if _never_fires(axon, run.sensor):
                 continue
             pinned = Run(
                 id=run.id,
@@ -128,6 +137,7 @@ def _run_steps(
             context = TaskContext(
                 desired=desired,
                 axon=axon,
+                sensor=sensor,
                 run=run,
                 entry=entry,
                 id=identity,
@@ -157,19 +167,47 @@ def _guarded(context: TaskContext) -> Iterator[AnyStep]:
         yield _blocked(context.axon, task_name(context.entry), error.message, word=error.reason)
 
 
-def _waits_for_unbuilt(axon: DesiredAxon, sensor: str) -> bool:
+def _never_fires(axon: DesiredAxon, sensor: str) -> bool:
     return any(item.name == sensor and item.conditions for item in axon.document.spec.sensors)
 
 
-def _unbuilt_parts(axon: DesiredAxon) -> Iterator[AnyStep]:
+def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
+    """What the project's document asks for in vain, and releases that cannot be as they say."""
+    for part, keys in _by_part(project_notes(desired.project, branch=desired.revision.branch)).items():
+        text = f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}"
+        yield Blocked(axon="", reason=text, subject="myelin.yaml", stalled=False)
+    for (axon, deployer), release in sorted(desired.releases.items()):
+        file, _ = desired.release_files.get((axon, deployer), ("", b""))
+        held = {hold.version for hold in release.spec.holds}
+        for name in dict.fromkeys((*(share.version for share in release.spec.traffic), release.spec.shadow)):
+            version = desired.versions.get(name)
+            fits = version is not None and (version.metadata.axon, version.spec.deployer) == (axon, deployer)
+            if name and not fits:
+                text = f"{file}: {name}: expected a version of {axon}/{deployer}, there is no record of one"
+                yield Blocked(axon=axon, task=deployer, reason=text, subject=f"{axon}/{deployer}", word="UnknownVersion")
+            elif name in held and any(share.version == name and share.share for share in release.spec.traffic):
+                text = f"{file}: {name} has traffic and is on hold; a person's word counts, so it is served"
+                yield Blocked(
+                    axon=axon, task=deployer, reason=text, subject=f"{axon}/{deployer}", word="HeldServed", stalled=False
+                )
+
+
+def _notes(axon: DesiredAxon) -> Iterator[AnyStep]:
+    for part, keys in _by_part(axon_notes(axon.document)).items():
+        yield _blocked(axon, "", f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}", stalled=False)
     for sensor in axon.document.spec.sensors:
-        for trigger in sensor.triggers:
-            if trigger.type in ("Calendar", "Release"):
-                text = f"{trigger.type} triggers are not built into Myelin yet: this one never fires"
-                yield _blocked(axon, f"{sensor.name}/{trigger.name or trigger.type}", text)
-        if sensor.conditions:
-            text = "conditions of sensors are not built into Myelin yet: a sensor with some never fires"
-            yield _blocked(axon, sensor.name, text)
+        for trigger, text in why_never(sensor):
+            yield _blocked(axon, f"{sensor.name}/{trigger}" if trigger else sensor.name, text)
+        for trigger_name, given in triggers_of(sensor):
+            if given is not None and given.type == "Alert" and (why := why_refused(given.condition, axon.name)):
+                yield _blocked(axon, f"{sensor.name}/{trigger_name}", f"{why}; this one never fires", word="PromqlRefused")
+
+
+def _by_part(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for part, key in notes:
+        found.setdefault(f"{part} {'are' if part.endswith('s') else 'is'}", []).append(key)
+    return found
 
 
 def _blocked(axon: DesiredAxon, task: str, text: str, *, word: str = "NotBuilt", stalled: bool = True) -> Blocked:

@@ -86,15 +86,6 @@ class Query:
     is_bool: bool = False
 
 
-def check(text: str) -> str | None:
-    """Why a condition is refused; None when it is fine."""
-    try:
-        parse(text)
-    except DesiredStateError as error:
-        return error.message
-    return None
-
-
 def parse(text: str) -> Query:
     """Read a query.
 

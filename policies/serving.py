@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.canonical import digest_value
-from policies.identity import object_name
+from policies.identity import object_name, task_run_id
 from policies.jobs import Surroundings, identity_environment
 from policies.terms.digest import Digest
 from policies.terms.document_types import parse_duration
@@ -34,7 +34,8 @@ def model_servers(version: Version, around: Surroundings) -> tuple[ServerSpec, .
     specs = []
     for backend in version.spec.backends:
         server = server_name(version, backend)
-        told = identity_environment(axon, backend.backend, version.spec.run, server, around)
+        deployed = task_run_id(version.spec.run, f"deploy:{version.spec.deployer}")
+        told = identity_environment(axon, backend.task or backend.backend, deployed, server, around)
         labels = {"axon": axon, "deployer": version.spec.deployer, "version": name, "model": backend.model}
         specs.append(
             ServerSpec(
@@ -42,6 +43,7 @@ def model_servers(version: Version, around: Surroundings) -> tuple[ServerSpec, .
                 image=Digest(backend.image),
                 env={**backend.env, **told},
                 model=Digest(backend.artifact) if backend.artifact else None,
+                data=tuple(Digest(item) for item in version.spec.data),
                 labels={**labels, "backend": backend.backend, "job": "model"},
             )
         )
@@ -121,6 +123,8 @@ def _route(route: Mapping[str, Any]) -> dict[str, Any]:
                 "includeInput": bool(node.get("includeInput")),
                 "timeoutSeconds": parse_duration(str(node["timeout"])) if node.get("timeout") else None,
                 "fullPath": node.get("fullPath"),
+                # A server of the earlier kind elsewhere reads form fields only; ours reads everything.
+                "form": bool(node.get("fullPath")) and node.get("endpointRestType") == "Multipart",
             }
             for node in route.get("dag", ())
         ],

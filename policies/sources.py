@@ -7,6 +7,7 @@ from posixpath import normpath
 
 from policies.errors import DesiredStateError
 from policies.terms.axon import Artifact, Axon, ImageBuild, Task
+from policies.unbuilt import check_artifact
 
 
 def build_folder(axon: Axon, build: ImageBuild) -> str:
@@ -16,11 +17,7 @@ def build_folder(axon: Axon, build: ImageBuild) -> str:
         DesiredStateError: The build names no artifact of this repository, or a place outside of the artifact.
     """
     artifact = _artifact(axon, build)
-    if artifact.git is not None and artifact.git.repo:
-        raise DesiredStateError(
-            f"artifact {artifact.name}: source from another repository is not built yet; leave out `git` to build from this one",
-            reason="NotBuilt",
-        )
+    check_artifact(artifact)
     root = normpath(artifact.path or "/")
     location = normpath(build.build_location or root)
     if location != root and not location.startswith(root.rstrip("/") + "/"):

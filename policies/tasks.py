@@ -19,12 +19,13 @@ from policies.jobs import (
     job_spec,
     upstream,
 )
-from policies.terms.axon import ContainerTask, DeployTask, SensorTask, Task, TrainTask
+from policies.terms.axon import ContainerTask, DeployTask, Sensor, SensorTask, Task, TrainTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Blocked, BuildImage, FinishTask, RunJob, Tune
+from policies.terms.plan import AnyStep, BuildImage, FinishTask, RunJob, Tune
 from policies.terms.run import Run, TaskRun
+from policies.unbuilt import check_build, check_gate, check_task, refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class TaskContext:
 
     desired: DesiredState
     axon: DesiredAxon
+    sensor: Sensor
     run: Run
     entry: SensorTask
     id: str
@@ -64,23 +66,15 @@ def task_steps(context: TaskContext) -> Iterator[AnyStep]:
     entry = context.entry
     name = entry.resource_executor.task if entry.resource_executor else entry.trainer.task if entry.trainer else ""
     task = context.task(name)
-    if task.spark is not None:
-        yield _not_built(context, name, "spark tasks are not built into Myelin yet")
-        return
+    check_task(task)
     body = task.container or task.train
     if body is None:
         raise DesiredStateError(f"task {name}: expected a container or train task")
-    if task.inputs or task.sidecars:
-        yield _not_built(context, name, "`inputs` and `sidecars` of tasks are not built into Myelin yet")
-        return
-    if task.train is not None and task.train.tf_job_spec is not None:
-        yield _not_built(context, name, "distributed training (tfJobSpec) is not built into Myelin yet")
-        return
     image = yield from image_steps(context, name, body)
     if image is None:
         return
     before = upstream(context.run, context.before, context.observed.recorded)
-    env = environment(context.axon.document, (*body.env, *entry.env))
+    env = environment(context.axon.document, (*body.env, *entry.env), sensor=context.sensor)
     if task.train is not None and task.train.hp_tuning is not None:
         yield _tune(context, task, task.train, image, env, before)
     else:
@@ -92,10 +86,12 @@ def image_steps(
 ) -> Generator[AnyStep, None, Digest | None]:
     """Yield the step that an image still needs; return its digest once it is built."""
     if body.image:
-        yield _not_built(context, name, "ready-made images are not built into the engine on one machine yet: use imageBuild")
-        return None
+        raise refuse(f"task {name}: running ready-made images (`image`; use imageBuild) is")
     if body.image_build is None:
         raise DesiredStateError(f"task {name}: expected `image` or `imageBuild`, got neither")
+    check_build(body.image_build)
+    if context.desired.project.spec.builder.base != "host":
+        raise refuse(f"spec.builder.base {context.desired.project.spec.builder.base}: base images are")
     spec = image_spec(context.axon, body.image_build, context.run, context.around)
     identity = image_identity(spec)
     state = context.observed.images.get(identity)
@@ -113,6 +109,7 @@ def image_steps(
             result=replace_state(result, "Failed", state.reason or "BuildFailed", text),
         )
         return None
+    check_gate(context.desired.project, "image")
     yield BuildImage(
         axon=context.axon.name,
         task=name,
@@ -166,7 +163,8 @@ def _job(context: TaskContext, task: Task, image: Digest, env: Mapping[str, str]
     is_train = task.train is not None
     event = cause(context.run, context.observed.recorded)
     loss_metric = (task.train.loss_metric or "") if task.train is not None else ""
-    inputs = inputs_digest(image=image, env=env, before=before, event=event, extra={"lossMetric": loss_metric, "task": task.name})
+    extra = {"lossMetric": loss_metric, "task": task.name, "seed": task.train.seed if task.train is not None else None}
+    inputs = inputs_digest(image=image, env=env, before=before, event=event, extra=extra)
     result = context_result(context, task.name, "train" if is_train else "container", inputs)
     if body.cache is not False and (earlier := reused(context, result)):
         return FinishTask(
@@ -181,9 +179,10 @@ def _job(context: TaskContext, task: Task, image: Digest, env: Mapping[str, str]
         env=env,
         before=before,
         event=event,
-        keeps=("model",) if is_train else ("data",),
+        keeps=("model", "data") if is_train else ("data",),
         around=context.around,
         loss_metric=loss_metric,
+        seed=_seed(context, task),
     )
     return RunJob(
         axon=context.axon.name,
@@ -198,7 +197,13 @@ def _job(context: TaskContext, task: Task, image: Digest, env: Mapping[str, str]
 def _tune(context: TaskContext, task: Task, train: TrainTask, image: Digest, env: Mapping[str, str], before: Upstream) -> AnyStep:
     event = cause(context.run, context.observed.recorded)
     tuning = train.hp_tuning.model_dump(mode="json", by_alias=True) if train.hp_tuning is not None else None
-    extra = {"tuning": tuning, "lossMetric": train.loss_metric, "selector": train.loss_metric_selector, "task": task.name}
+    extra = {
+        "tuning": tuning,
+        "lossMetric": train.loss_metric,
+        "selector": train.loss_metric_selector,
+        "task": task.name,
+        "seed": train.seed,
+    }
     inputs = inputs_digest(image=image, env=env, before=before, event=event, extra=extra)
     result = context_result(context, task.name, "tune", inputs)
     if train.cache is not False and (earlier := reused(context, result)):
@@ -219,6 +224,7 @@ def _tune(context: TaskContext, task: Task, train: TrainTask, image: Digest, env
         around=context.around,
         loss_metric=train.loss_metric or "",
         timeout_seconds=experiment.trial_timeout_seconds,
+        seed=_seed(context, task),
     )
     return Tune(
         axon=context.axon.name,
@@ -231,5 +237,8 @@ def _tune(context: TaskContext, task: Task, train: TrainTask, image: Digest, env
     )
 
 
-def _not_built(context: TaskContext, name: str, text: str) -> Blocked:
-    return Blocked(axon=context.axon.name, task=name, reason=text, subject=f"{context.axon.name}/{name}")
+def _seed(context: TaskContext, task: Task) -> int | None:
+    """What a training is told as `SEED`: the manifest's, else one of its run; no input, so equal work is still reused."""
+    if task.train is None:
+        return None
+    return task.train.seed if task.train.seed is not None else int(context.run.id[7:15], 16) % 2**31

@@ -52,16 +52,20 @@ def reported_metrics(report: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-def reported_loss(report: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+def reported_loss(report: Sequence[Mapping[str, Any]], metric: str = "") -> tuple[float | None, str]:
     """The last result that a program published.
 
+    Args:
+        report: Lines that it reported, in order.
+        metric: The loss metric; where no result was published, its gauge counts, as it did for earlier programs.
     Returns:
         The value as the program gave it, and why there is none: `NoResult` or `NotFinite`.
     """
-    results = [line for line in report if line.get("kind") == "result"]
-    if not results:
+    values = [line.get("loss") for line in report if line.get("kind") == "result"]
+    values = values or [line.get("value") for line in report if metric and line.get("name") == metric]
+    if not values:
         return None, "NoResult"
-    value = results[-1].get("loss")
+    value = values[-1]
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -82,7 +86,7 @@ def _ended(step: RunJob, state: JobState, ports: Ports) -> TaskRun:
     if state.phase == "failed":
         return replace(step.result, state="Failed", reason=state.reason, message=f"{step.job.name}: {state.message}")
     if step.loss_metric:
-        value, why = reported_loss(state.report)
+        value, why = reported_loss(state.report, step.loss_metric)
         if value is None:
             text = {
                 "NoResult": f"expected a result by myelin.metric.publish_result with {step.loss_metric}, got none",
@@ -90,5 +94,8 @@ def _ended(step: RunJob, state: JobState, ports: Ports) -> TaskRun:
             }[why]
             return replace(step.result, state="Failed", reason=why, message=f"{step.job.name}: {text}")
     kept = ports.engine.collect(step.job.name)
-    data = (kept["data"],) if "data" in kept else step.result.data
+    data = step.result.data
+    if "data" in kept and kept["data"] not in data:
+        # A container's folder began with what was there before; a training's is kept where it wrote something.
+        data = (kept["data"],) if step.result.kind == "container" else (*data, kept["data"])
     return replace(step.result, model=kept.get("model", ""), data=data, metrics=reported_metrics(state.report))

@@ -46,7 +46,7 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
             if not is_finished(step.experiment, asked, told):
                 ports.engine.start(job)
             continue
-        tell = _tell(step.experiment, ask.run, state, ports, job.name)
+        tell = _tell(step, ask.run, state, ports, job.name)
         ports.ledger.record([tell_statement(step.axon, step.experiment.id, tell)])
         told.append(tell)
     while not is_finished(step.experiment, asked, told):
@@ -94,14 +94,14 @@ def _ask(experiment: Experiment, run: TrialRun, asks: Sequence[Ask], tells: Sequ
     return Ask(run=run, config=config, origin=origin)  # type: ignore[arg-type]
 
 
-def _tell(experiment: Experiment, run: TrialRun, state: JobState, ports: Ports, job: str) -> Tell:
+def _tell(step: Tune, run: TrialRun, state: JobState, ports: Ports, job: str) -> Tell:
     if state.phase == "failed":
         return Tell(run=run, loss=None, metric=None, reason=state.reason or "Failed")
-    metric, why = reported_loss(state.report)
+    metric, why = reported_loss(state.report, step.loss_metric)
     if metric is None:
         return Tell(run=run, loss=None, metric=None, reason=why)
     kept = ports.engine.collect(job)
-    loss = -metric if experiment.maximise else metric
+    loss = -metric if step.experiment.maximise else metric
     return Tell(run=run, loss=loss, metric=metric, model=kept.get("model", ""))
 
 

@@ -257,6 +257,10 @@ def _settings(source: Mapping[str, Stored]) -> dict[str, str]:
         raise DesiredStateError(
             f".s2i/environment: expected keys of {', '.join(S2I_KEYS)}, got {', '.join(unknown)}", reason="UnknownKey"
         )
+    for key, only in (("API_TYPE", "REST"), ("SERVICE_TYPE", "MODEL"), ("PERSISTENCE", "0")):
+        if found.get(key, only) != only:
+            text = f".s2i/environment: {key}={found[key]} is not built into Myelin yet; expected {only}"
+            raise DesiredStateError(text, reason="NotBuilt")
     return found
 
 

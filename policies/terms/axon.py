@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -67,7 +67,7 @@ class S2I(Document):
     context_dir: str = ""
     builder_image: str = Field(
         default="",
-        validation_alias=AliasChoices("builderImage", "buiderImage", "builder_image"),
+        validation_alias=AliasChoices("builderImage", "buiderImage"),
         serialization_alias="builderImage",
     )
 
@@ -103,9 +103,6 @@ class Body(Document):
 
 class ContainerTask(Body):
     """A program that runs and leaves data."""
-
-    command: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
 
 
 class MetricDeclaration(Document):
@@ -245,20 +242,24 @@ class Task(Document):
     train: TrainTask | None = None
     deploy: DeployTask | None = None
     spark: SparkTask | None = None
+    OLD_KEYS: ClassVar[tuple[str, ...]] = ("env",)
+    """Keys of older forms that are no fields of today."""
     inputs: Free | tuple[Any, ...] | None = None
     sidecars: tuple[Free, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _old_env(cls, value: Any) -> Any:
-        """An older form put `env` beside the kind."""
+        """An older form put `env` beside the kind: it is read behind the kind's own, and goes before it."""
         if not isinstance(value, Mapping) or not isinstance(value.get("env", 0), list | None):
             return value
         rest = {key: item for key, item in value.items() if key != "env"}
         for kind in KINDS:
-            if isinstance(body := rest.get(kind), Mapping) and isinstance(body.get("env"), list | None):
-                return {**rest, kind: {**body, "env": [*(value["env"] or ()), *(body.get("env") or ())]}}
-        return value
+            if isinstance(body := rest.get(kind), Mapping):
+                if not isinstance(own := body.get("env"), list | None):
+                    return value
+                return {**rest, kind: {**body, "env": [*(own or ()), *(value["env"] or ())]}}
+        return rest
 
     @model_validator(mode="after")
     def _one_kind(self) -> Task:
@@ -407,8 +408,16 @@ class Promotion(Document):
     min_samples: int = Field(default=0, ge=0)
     confidence: Number = Field(default=0.95, gt=0, lt=1)
     soak: Duration = "0s"
-    steps: tuple[PromotionStep | int, ...] = ()
+    steps: tuple[PromotionStep, ...] = ()
     abort_on: tuple[str, ...] = ()
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _bare_shares(cls, value: Any) -> Any:
+        """A bare number is a share that is kept for no time."""
+        if isinstance(value, (list, tuple)):
+            return [{"share": item} if isinstance(item, int) else item for item in value]
+        return value
 
 
 class Autoscale(Document):

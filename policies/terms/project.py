@@ -56,12 +56,20 @@ class Author(Document):
     email: str = "myelin@localhost"
 
 
+class Forge(Document):
+    """Where pull requests are made."""
+
+    type: Literal["github", "gitlab", "gitea"]
+    url: str = ""
+    token_from: dict[str, Any] | None = None
+
+
 class WriteBack(Document):
     """What the controller may commit, and how."""
 
     mode: Literal["commit", "pull-request", "manual"] = "commit"
     author: Author = Author()
-    forge: dict[str, Any] | None = None
+    forge: Forge | None = None
     paths: tuple[str, ...] = ("versions/", "releases/")
 
 

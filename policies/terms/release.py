@@ -49,7 +49,7 @@ class ReleaseSpec(_Document):
 class Release(_Document):
     """kind: Release."""
 
-    api_version: Literal["myelin.io/v1alpha1"] = Field(default="myelin.io/v1alpha1", alias="apiVersion")
+    api_version: Literal["myelin.io/v1alpha1", "myelinproj.io/v1alpha1"] = Field(default="myelin.io/v1alpha1", alias="apiVersion")
     kind: Literal["Release"] = "Release"
     metadata: ReleaseMetadata
     spec: ReleaseSpec = ReleaseSpec()

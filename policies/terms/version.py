@@ -37,6 +37,8 @@ class BackendRecord(_Document):
     weight: int = 100
     """Percent of the model's traffic, 0-100."""
     replicas: int = 1
+    task: str = ""
+    """The deploy task that the image was built for."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment of the server, from the deploy task. Never a secret."""
 
@@ -68,7 +70,7 @@ class VersionSpec(_Document):
 class Version(_Document):
     """kind: Version."""
 
-    api_version: Literal["myelin.io/v1alpha1"] = Field(default="myelin.io/v1alpha1", alias="apiVersion")
+    api_version: Literal["myelin.io/v1alpha1", "myelinproj.io/v1alpha1"] = Field(default="myelin.io/v1alpha1", alias="apiVersion")
     kind: Literal["Version"] = "Version"
     metadata: VersionMetadata
     spec: VersionSpec

@@ -175,7 +175,9 @@ class LocalEngine:
             (temporary / name).mkdir(parents=True)
         for digest in spec.data:
             self._artifacts.fetch_folder(digest, temporary / "data")
-        for task, digest in spec.earlier_data.items():
+        # The folder of a task whose data is all there is, is the data folder itself, as earlier programs expect.
+        own = {task: digest for task, digest in spec.earlier_data.items() if spec.data != (digest,)}
+        for task, digest in own.items():
             self._artifacts.fetch_folder(digest, temporary / "earlier" / task)
         if spec.model is not None:
             self._artifacts.fetch_folder(spec.model, temporary / "model")
@@ -185,7 +187,7 @@ class LocalEngine:
             "MODEL_PATH": f"{place}/model/",
             "MYELIN_REPORT_PATH": f"{place}/report/report.jsonl",
         }
-        env |= {f"DATA_PATH_{task}": f"{place}/earlier/{task}/" for task in spec.earlier_data}
+        env |= {f"DATA_PATH_{task}": f"{place}/{f'earlier/{task}' if task in own else 'data'}/" for task in spec.earlier_data}
         if spec.event is not None:
             (temporary / "report" / "event.json").write_bytes(canonical(spec.event))
             env["EVENT_PATH"] = f"{place}/report/event.json"

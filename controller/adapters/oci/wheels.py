@@ -19,12 +19,23 @@ _NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(\[[^\]]*\])?\s*==", re.MULTIL
 _SILENT = ("connection", "timed out", "temporary failure", "max retries", "name resolution", "503", "502")
 
 
+OURS = "myelin"
+"""The earlier client's package on the index has this name; ours takes its place in every image."""
+
+
 def merged_lock(own: str, runtime: str) -> str:
-    """The user's lock with those requirements of the runtime that it does not pin itself."""
+    """The user's lock without `myelin`, and with those requirements of the runtime that it does not pin itself."""
+    kept = [block for block in re.split(r"(?m)^(?=[A-Za-z0-9])", own) if not _is_ours(block)]
+    own = "".join(kept)
     pinned = {_plain(match[1]) for match in _NAME.finditer(own)}
     blocks = re.split(r"(?m)^(?=[A-Za-z0-9])", runtime)
     extra = [block for block in blocks if (match := _NAME.match(block)) and _plain(match[1]) not in pinned]
     return own.rstrip("\n") + "\n" + "".join(extra)
+
+
+def _is_ours(block: str) -> bool:
+    match = _NAME.match(block)
+    return match is not None and _plain(match[1]) == OURS
 
 
 def check_hashes(lock: str, file: str) -> None:

@@ -1,0 +1,184 @@
+"""Which parts of Myelin a manifest asks for that are not built yet, so that nobody waits for them in vain.
+
+Two kinds: what stops, because going on would do something else than was asked (it is refused where it is due), and what
+is only noted, because it changes where or how something runs, not what it comes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from policies.errors import DesiredStateError
+from policies.terms.axon import KINDS, Artifact, Axon, Deployer, ImageBuild, Sensor, Task
+from policies.terms.project import Project
+
+KUBERNETES = "the Kubernetes engine"
+
+
+def refuse(what: str) -> DesiredStateError:
+    """The error that stops: names the part that is missing."""
+    return DesiredStateError(f"{what} not built into Myelin yet", reason="NotBuilt")
+
+
+def check_gate(project: Project, on: str) -> None:
+    """See that no rule stands in the way; a rule that cannot be asked yet denies.
+
+    Args:
+        project: The project.
+        on: `promotion`, `run`, `image` or `rollback`.
+
+    Raises:
+        DesiredStateError: There is a rule.
+    """
+    if names := [policy.name for policy in project.spec.policies if policy.on == on]:
+        raise refuse(f"spec.policies ({', '.join(names)}): no {on} without them, and rules in CEL are")
+
+
+def check_write_back(project: Project) -> None:
+    """See that a release may be committed straight to the branch.
+
+    Raises:
+        DesiredStateError: Somebody is to be asked first.
+    """
+    mode = project.spec.write_back.mode
+    if mode != "commit":
+        raise refuse(f"spec.writeBack.mode {mode} is")
+
+
+def check_artifact(artifact: Artifact) -> None:
+    """See that an artifact is this repository.
+
+    Raises:
+        DesiredStateError: It lies elsewhere.
+    """
+    where = (
+        "git.repo" if artifact.git is not None and artifact.git.repo else "s3" if artifact.s3 else "dvc" if artifact.dvc else ""
+    )
+    if where:
+        raise refuse(f"artifact {artifact.name}: {where}: sources from elsewhere are")
+
+
+def check_build(build: ImageBuild) -> None:
+    """See that a build needs nothing but its source.
+
+    Raises:
+        DesiredStateError: It asks for secrets or other files of the cluster.
+    """
+    if build.volumes or build.volume_mounts:
+        raise refuse("imageBuild.volumes: files of the cluster in a build are")
+
+
+def check_deployer(deployer: Deployer) -> None:
+    """See that a deployer can be deployed as it says.
+
+    Raises:
+        DesiredStateError: It asks for something that would be missing.
+    """
+    for name, value in (
+        ("promotion", deployer.promotion),
+        ("autoscale", deployer.autoscale),
+        ("securitySpec", deployer.security_spec),
+        ("servers", deployer.servers),
+        ("gateway", deployer.gateway),
+        ("gatewayNamespace", deployer.gateway_namespace),
+        ("volumes", deployer.volumes),
+    ):
+        if value:
+            raise refuse(f"deployer {deployer.name}: `{name}` is")
+    rules = deployer.rollout_spec
+    if len(rules) > 1 or any(rule.match for rule in rules):
+        raise refuse(f"deployer {deployer.name}: traffic by `match`, and several rolloutSpec entries, are")
+    named = [item for rule in rules for item in (*rule.destinations, *((rule.shadow,) if rule.shadow else ()))]
+    if any(item.destination_name for item in named):
+        raise refuse(f"deployer {deployer.name}: destinationName in rolloutSpec is")
+    if any(len(model.routing_strategy) > 1 for model in deployer.models):
+        raise refuse(f"deployer {deployer.name}: several routingStrategy entries of one model are")
+
+
+def check_task(task: Task) -> None:
+    """See that a task is of a kind that runs.
+
+    Raises:
+        DesiredStateError: It is not.
+    """
+    if task.spark is not None:
+        raise refuse("spark tasks are")
+    if task.inputs or task.sidecars:
+        raise refuse("`inputs` and `sidecars` of tasks are")
+    if task.train is not None and task.train.tf_job_spec is not None:
+        raise refuse("distributed training (tfJobSpec) is")
+
+
+def why_never(sensor: Sensor) -> Iterator[tuple[str, str]]:
+    """Triggers that cannot fire yet, and why a sensor as a whole cannot: (trigger's name or nothing, words)."""
+    for trigger in sensor.triggers:
+        if trigger.type in ("Calendar", "Release"):
+            yield trigger.name or trigger.type, f"{trigger.type} triggers are not built into Myelin yet: this one never fires"
+        if trigger.type == "Commit" and trigger.paths:
+            yield trigger.name or trigger.type, "`paths` of Commit triggers are not built into Myelin yet: this one never fires"
+    if sensor.conditions:
+        yield "", "conditions of sensors are not built into Myelin yet: a sensor with some never fires"
+
+
+def axon_notes(axon: Axon) -> Iterator[tuple[str, str]]:
+    """(part of Myelin, key) for what has no effect yet and does no harm."""
+    spec = axon.spec
+    for name, value in (
+        ("spec.serviceAccountName", spec.service_account_name),
+        ("spec.volumeClaimTemplate", spec.volume_claim_template),
+        ("spec.volume", spec.volume),
+    ):
+        if value:
+            yield KUBERNETES, name
+    for task in spec.tasks:
+        body = next(getattr(task, kind) for kind in KINDS if getattr(task, kind) is not None)
+        for name, value in (("nodeSelector", body.node_selector), ("resources", body.resources)):
+            if value:
+                yield KUBERNETES, f"{name} of {task.name}"
+        if body.image_build is not None and body.image_build.s2i is not None and body.image_build.s2i.builder_image:
+            yield "builds in builder images", f"builderImage of {task.name}"
+        if task.train is not None:
+            if task.train.dataset or task.train.tolerance is not None:
+                yield "checks of a training's data and tolerance", f"dataset and tolerance of {task.name}"
+            if task.train.hp_tuning is not None and task.train.hp_tuning.max_retries is not None:
+                yield "retries of trials", f"maxRetries of {task.name}"
+    for sensor in spec.sensors:
+        for trigger in sensor.triggers:
+            if trigger.secret_from:
+                yield "signed events", f"secretFrom of {sensor.name}, the inbox's token counts"
+        for entry in (entry for group in sensor.tasks for entry in group):
+            if entry.deployer is not None and entry.deployer.replicas != 1:
+                yield KUBERNETES, f"replicas of {entry.deployer.name}, one of each runs"
+            if entry.deployer is not None and not entry.deployer.explain_shadow:
+                yield "shadows without comparison", f"explainShadow of {entry.deployer.name}"
+            if entry.rollback is not None and entry.env:
+                yield "programs of rollbacks", f"env of {sensor.name}"
+
+
+def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]:
+    """(part of Myelin, key) for what `myelin.yaml` asks for in vain."""
+    spec = project.spec
+    outside = "a pin from inside of the repository, which only the trust file can be"
+    if "branch" in spec.model_fields_set and spec.branch != branch:
+        yield "a branch by spec.branch", f"spec.branch {spec.branch}: followed is {branch}, by `myelin run --branch`"
+    for name, value in (
+        ("spec.trust.since", spec.trust.since),
+        ("spec.trust.unsafeUnsignedCommits", spec.trust.unsafe_unsigned_commits),
+    ):
+        if value:
+            yield outside, name
+    if not spec.trust.ancestors:
+        yield "trust in the tip alone", "spec.trust.ancestors"
+    for signer in spec.trust.signers:
+        if signer.ssh is None:
+            yield "OpenPGP and Sigstore signers", f"spec.trust.signers {signer.name}"
+    if spec.write_back.forge:
+        yield "pull requests", "spec.writeBack.forge"
+    if "author" in spec.write_back.model_fields_set:
+        yield "an author of one's own", "spec.writeBack.author"
+    for name in ("index", "allow_source_distributions"):
+        if getattr(spec.builder, name):
+            yield "other sources of wheels", f"spec.builder.{'index' if name == 'index' else 'allowSourceDistributions'}"
+    for name, value in spec.limits.model_dump(by_alias=True).items():
+        if value is not None:
+            yield "limits", f"spec.limits.{name}"
