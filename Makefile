@@ -12,7 +12,7 @@ $(VENV)/.bootstrap: requirements/bootstrap.txt
 
 $(VENV)/.run: requirements/controller.txt $(VENV)/.bootstrap pyproject.toml runtime/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/controller.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e . -e runtime
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e runtime
 	touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.run
@@ -38,4 +38,4 @@ lock: $(VENV)/.bootstrap
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/controller.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group test -o requirements/test.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header runtime/pyproject.toml -o runtime/myelin/requirements.txt
-	echo uv | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header - -o requirements/bootstrap.txt
+	printf "uv\nhatchling\neditables\n" | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header - -o requirements/bootstrap.txt

@@ -16,7 +16,9 @@ class Settings:
     repository: str
     """URL or path of the repository that is followed."""
     state: Path
-    """Folder of keys, caches, write-ahead log, image store and jobs. May be deleted but for `keys/` and `store/`."""
+    """Folder of keys, caches, write-ahead log, image store and jobs.
+
+    While no controller runs, nothing waits in the inbox and the ledger is pushed, all but `keys/` and `store/` may be deleted."""
     trust: Path | None = None
     """File that pins the first trust; None: nothing is acted on, and the message says how to pin."""
     branch: str = "main"

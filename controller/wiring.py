@@ -23,6 +23,8 @@ from controller.loop import Following
 from controller.settings import Settings
 from controller.trustfile import pin_of, read_trust, signers_of
 from policies.jobs import Surroundings
+from policies.terms.desired import DesiredState
+from policies.terms.observed import Observed
 from reconcilers.ports import Ports
 
 
@@ -60,7 +62,26 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         metrics = SampledMetrics(state / "samples", clock, interval_seconds=settings.scrape_seconds, wake=wake)
         closing.callback(metrics.close)
         spool = Spool(state / "inbox")
-        receivers = inbox.Receivers(spool=spool, clock=clock, wake=wake, report=engine.report, push=metrics.push)
+        following: Following | None = None
+
+        def newest() -> tuple[DesiredState, Observed] | None:
+            desired, observed = (following.memory.desired, following.observed) if following else (None, None)
+            return (desired, observed) if desired and observed else None
+
+        def place(name: str, kind: str) -> str:
+            found = [folder for top in ("jobs", "servers") if (folder := state / "engine" / top / name / kind).is_dir()]
+            return f"{found[0]}/" if found else ""
+
+        receivers = inbox.Receivers(
+            spool=spool,
+            clock=clock,
+            wake=wake,
+            report=engine.report,
+            push=metrics.push,
+            newest=newest,
+            place=place,
+            namespace=settings.namespace,
+        )
         server, address = inbox.serve(state / "inbox", receivers, port=settings.inbox_port)
         closing.callback(server.server_close)
         closing.callback(server.shutdown)

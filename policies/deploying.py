@@ -142,8 +142,11 @@ def _deploy(
         version=version.metadata.name,
         weights=weights,
         shadow_index=rule.shadow.destination_index if rule and rule.shadow else None,
-        earlier=[item.metadata.name for item in others],
+        earlier=_eligible(release, others),
     )
+    if isinstance(wanted, Release):
+        traffic = {share.version: share.share for share in wanted.spec.traffic}
+        version = version.model_copy(update={"spec": version.spec.model_copy(update={"traffic": traffic})})
     result = replace(result, version=version.metadata.name, metrics=version.spec.metrics)
     if version.metadata.name in context.desired.versions:
         yield FinishTask(axon=axon, task=name, reason=f"{version.metadata.name} is on the branch", result=result)
@@ -262,7 +265,7 @@ def serving_steps(
             for server in model_servers(version, around):
                 needed.add(server.name)
                 state = observed.servers.get(server.name)
-                if state is None or state.phase == "failed":
+                if state is None or state.phase != "ready":
                     yield Serve(axon=key[0], task=version.metadata.name, reason="the release asks for it", server=server)
         if not kept:
             continue
@@ -270,7 +273,7 @@ def serving_steps(
         proxy = proxy_server(release, kept, observed.servers, program=versions[-1], around=around, port=port)
         needed.add(proxy.name)
         state = observed.servers.get(proxy.name)
-        stale = state is None or state.phase == "failed" or state.labels.get("config") != proxy.labels["config"]
+        stale = state is None or state.phase != "ready" or state.labels.get("config") != proxy.labels["config"]
         # A proxy is not told of fewer versions while servers only restart: it finds out by itself and comes back.
         if stale and (state is None or any(is_ready(version, observed.servers) for version in kept)):
             yield Serve(axon=key[0], task=key[1], reason="its routes follow the release", server=proxy)
@@ -353,6 +356,17 @@ def _best_backend(context: TaskContext, model: Model, ours: Sequence[BackendReco
     train = next(item for item in trains if item is not None)
     by_run = {backend.task_run: backend.backend for backend in ours if backend.task_run}
     return by_run[best_of([context.observed.recorded.tasks[run] for run in by_run], train).id]
+
+
+def _eligible(release: Release | None, others: Sequence[Version]) -> list[str]:
+    """Versions that a rollout may give traffic, newest first: one that had some and lost it does not get it back.
+
+    So a version that a person took out stays out, with or without a hold.
+    """
+    served = {share.version for share in release.spec.traffic if share.share} if release else set()
+    given = {name for item in others for name, share in item.spec.traffic.items() if share}
+    names = [item.metadata.name for item in others]
+    return [name for name in names if name in served or name not in given]
 
 
 def _parent(release: Release | None, others: Sequence[Version]) -> str:

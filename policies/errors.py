@@ -57,7 +57,7 @@ class DesiredStateError(ControllerError):
 
 
 class TrustError(ControllerError):
-    """A proof is missing or wrong: stalled, counted, never retried."""
+    """A proof is missing or wrong: stalled and counted, until another proof comes."""
 
     default_reason = "Untrusted"
 

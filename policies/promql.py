@@ -172,6 +172,12 @@ def _selector(tree: Any, kind: str, seconds: float) -> Query:
         raise _refuse("`or` between matchers")
     signs = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
     matchers = tuple((item.name, signs[str(item.op)], item.value) for item in tree.matchers.matchers)
+    for _, sign, value in matchers:
+        if sign in ("=~", "!~"):
+            try:
+                re.compile(value)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise _refuse(f"the regular expression {value!r} ({error})") from error
     if tree.name:
         matchers = (("__name__", "=", tree.name), *matchers)
     return Query(kind=kind, matchers=matchers, range_seconds=seconds)

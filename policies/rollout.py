@@ -1,7 +1,7 @@
 """The next share of each version: a candidate comes in, a bad one goes out.
 
-Laws: the shares of a release sum to 100 or there are none; a version on hold is never given traffic; a person's
-shares of other versions keep their proportion.
+Laws: the shares of a release sum to 100 or there are none; a version on hold is never given traffic; after a rollback
+the versions that stay keep their proportion.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def promote(
         weights: Index by recency (0 is the new version) -> weight; empty: everything to the new one. Indices that
             no version has are left out, and the rest fills up to 100.
         shadow_index: Index of the version that gets mirrored traffic, None for none.
-        earlier: Versions of this deployer before it, newest first.
+        earlier: Versions of this deployer before it that may get traffic, newest first.
     """
     spec = release.spec if release else ReleaseSpec()
     held = {hold.version for hold in spec.holds}
@@ -77,7 +77,11 @@ def roll_back(
     if any(hold.version == version for hold in release.spec.holds):
         return Verdict(answer="hold", reasons=(f"{version} is on hold already",))
     held = {hold.version for hold in release.spec.holds}
-    stays = {share.version: share.share for share in release.spec.traffic if share.version != version and share.share > 0}
+    stays = {
+        share.version: share.share
+        for share in release.spec.traffic
+        if share.version != version and share.share > 0 and share.version not in held
+    }
     if not stays:
         candidates = [name for name in earlier if name != version and name not in held]
         if not candidates:

@@ -50,7 +50,7 @@ def due_events(axon: DesiredAxon, observed: Observed, now: datetime) -> Iterator
                 found = list(_alerts(axon, sensor, name, observed))
             elif trigger is not None and trigger.type == "Rest":
                 found = [
-                    event
+                    replace(event, trigger=name)
                     for event in observed.received
                     if (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in ("", name)
                 ]

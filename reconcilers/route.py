@@ -17,6 +17,9 @@ def serve(step: Serve, ports: Ports) -> Result:
         words = state.message if state is not None else "gone"
         reason = state.reason if state is not None and state.reason else "NotServing"
         return Result(outcome=Outcome(state="stalled", subject=subject, reason=reason, message=f"{step.server.name}: {words}"))
+    if state.phase != "ready":
+        words = f"{step.server.name} at {state.address}: {state.message or 'starting'}"
+        return Result(outcome=Outcome(state="waiting", subject=subject, reason="Starting", message=words))
     return Result(
         outcome=Outcome(state="done", subject=subject, reason="Serving", message=f"{step.server.name} at {state.address}")
     )

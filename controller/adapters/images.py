@@ -232,8 +232,9 @@ class PythonImages:
 
     def _identity(self, spec: ImageSpec) -> str:
         if not self._runtime:
-            files = _runtime_files(_runtime_folder())
-            self._runtime = digest_value({path: item.data.decode(errors="replace") for path, item in files.items()})
+            folder = _runtime_folder()
+            files = {path: item.data.decode(errors="replace") for path, item in _runtime_files(folder).items()}
+            self._runtime = digest_value({**files, "requirements.txt": (folder / "requirements.txt").read_text()})
         return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": self._runtime, "format": BUILDER})
 
     def _memo(self, identity: str) -> Path:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from policies.errors import ConflictError, RefusedError, SilentError
@@ -68,10 +69,11 @@ class GitLedger:
             self._keys_seen.add(statement.key)
         if new:
             try:
-                _append(self._log, new)
-            except OSError as error:
+                with _disk(self._log):
+                    _append(self._log, new)
+            except SilentError:
                 self._keys_seen -= {entry.statement.key for entry in new}
-                raise SilentError(f"write-ahead log {self._log}: {error.strerror}", reason="DiskFull") from error
+                raise
             self._pending += new
             self._all = None
         return tuple(new)
@@ -88,12 +90,14 @@ class GitLedger:
                 self._push_once()
             except ConflictError:
                 continue
-            count = len(self._pending)
-            _append(self._cache, self._pending)
-            self._pushed += self._pending
+            pushed = self._pending
+            self._pushed += pushed
             self._pending, self._all = [], None
-            _replace(self._log, [])
-            return count
+            # Both files only save reading the branch again: what they lack is caught up with, what is twice is passed over.
+            with _disk(self._cache):
+                _append(self._cache, pushed)
+                _replace(self._log, [])
+            return len(pushed)
         raise ConflictError(f"branch {self._branch}: expected our push to win once in {TRIES}, it never did")
 
     def _push_once(self) -> None:
@@ -123,6 +127,8 @@ class GitLedger:
             paths = sorted(item.path for item in self._repository.files(head, "ledger"))
             texts = self._repository.read_many(head, paths)
             remote = [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
+            # A clock that was set back across a month's border does not change the order.
+            remote.sort(key=lambda entry: entry.number)
         known = self._pushed[-1].digest if self._pushed else None
         place = len(self._pushed)
         if len(remote) < place or (place and remote[place - 1].digest != known):
@@ -133,13 +139,15 @@ class GitLedger:
         if not new:
             return
         seen = {entry.statement.key for entry in new}
-        _append(self._cache, new)
+        with _disk(self._cache):
+            _append(self._cache, new)
         self._pushed += new
         statements = [entry.statement for entry in self._pending if entry.statement.key not in seen]
         self._pending = []
         for statement in statements:
             self._pending.append(self._chain(statement, after=self._last()))
-        _replace(self._log, self._pending)
+        with _disk(self._log):
+            _replace(self._log, self._pending)
         self._keys_seen |= seen
         self._all = None
 
@@ -177,6 +185,14 @@ class _Lock:
     def close(self) -> None:
         """Give the folder free."""
         self._file.close()
+
+
+@contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SilentError(f"{place}: {error.strerror or error}", reason="DiskFull" if error.errno == 28 else "Disk") from error
 
 
 def _read(path: Path) -> list[Entry]:

@@ -34,7 +34,7 @@ class BohbSampler:
         defaults = {item.name: item.default for item in experiment.parameters if item.default is not None}
         free = [item for item in experiment.parameters if item.kind != "Constant"]
         if number == 0 and free and all(item.name in defaults for item in free):
-            return {**_constants(experiment), **defaults}, "default"
+            return {**_constants(experiment), **_active(free, defaults)}, "default"
         if not free:
             return _constants(experiment), "random"
         with _lock, warnings.catch_warnings():
@@ -181,7 +181,7 @@ def _space(free: Sequence[Parameter]) -> Any:
         for parent, values in (item.condition or {}).items():
             if parent in made:
                 known = next(other for other in free if other.name == parent)
-                texts = [str(known.values.index(value)) if known.values else value for value in values]
+                texts = [_index(known, value) if known.values else value for value in values]
                 space.add(ConfigSpace.InCondition(made[item.name], made[parent], texts))
     return space
 
@@ -228,6 +228,24 @@ def _vector(space: Any, free: Sequence[Parameter], config: Mapping[str, Any]) ->
                 value = item.values.index(value)
             values[item.name] = value
     return ConfigSpace.Configuration(space, values=values).get_array()
+
+
+def _index(item: Parameter, value: Any) -> Any:
+    """How ConfigSpace knows a value: by its place, as text in a choice and as a number in an order."""
+    place = item.values.index(value)
+    return str(place) if item.kind == "Categorical" else place
+
+
+def _active(free: Sequence[Parameter], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without those parameters whose condition does not hold in it, parents before children."""
+    kept: dict[str, Any] = {}
+    waiting = [item for item in free if item.name in config]
+    for _ in range(len(waiting) + 1):
+        for item in waiting:
+            condition = item.condition or {}
+            if all(parent in kept and kept[parent] in values for parent, values in condition.items()):
+                kept[item.name] = config[item.name]
+    return {item.name: kept[item.name] for item in free if item.name in kept}
 
 
 def _constants(experiment: Experiment) -> dict[str, Any]:

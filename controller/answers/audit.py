@@ -146,6 +146,8 @@ def verify(place: Place, subject: str = "") -> dict[str, Any]:
         note("image", image, _trouble(_check_image, layout, image, image_keys))
     for model in dict.fromkeys(backend.artifact for backend in backends if backend.artifact):
         note("model", model, _trouble(_check_blobs, layout, model))
+    for data in dict.fromkeys(item for version in versions.values() for item in version.spec.data):
+        note("data", data, _trouble(_check_blobs, layout, data))
     return {"ok": all(item["ok"] for item in checked), "checked": checked}
 
 

@@ -57,7 +57,8 @@ class Opened:
             return []
         paths = sorted(item.path for item in self.repository.files(head, "ledger"))
         texts = self.repository.read_many(head, paths)
-        return [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
+        entries = [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
+        return sorted(entries, key=lambda entry: entry.number)
 
     def signer_of(self, facts: CommitFacts) -> str:
         """Who signed a commit, by the name that people know; a claimed author where nobody did."""

@@ -59,6 +59,8 @@ class VersionSpec(_Document):
     """Digests of the data that it was trained on."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
+    traffic: dict[str, int] = Field(default_factory=dict)
+    """What the release said once this version was in: version -> percent."""
     parent: str = ""
     """The version that served before it; empty for the first."""
     created_at: Instant = Field(alias="createdAt")

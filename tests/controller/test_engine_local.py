@@ -36,6 +36,11 @@ elif what == "fail":
     sys.exit(1)
 elif what == "slow":
     time.sleep(60)
+elif what == "power":
+    import subprocess
+    for command in (["mount", "-t", "tmpfs", "none", "/tmp"], ["mknod", "/tmp/disk", "b", "8", "0"]):
+        print(command[0], "works" if subprocess.run(command, capture_output=True).returncode == 0 else "refused")
+    print("private", "seen" if Path("/etc/ssl/private").exists() else "hidden")
 elif what == "env":
     print(sorted(os.environ))
     assert "MYELIN_TEST_SECRET" not in os.environ
@@ -164,6 +169,14 @@ def test_nothing_of_our_environment_reaches_a_job(place: Place, monkeypatch: pyt
     monkeypatch.setenv("MYELIN_TEST_SECRET", "hunter2")
     place.engine.start(place.job("env", "env"))
     assert place.ended("env").phase == "succeeded", place.engine.logs("env")
+
+
+def test_a_caged_job_has_no_powers_even_where_root_runs_us(place: Place) -> None:
+    if place.isolation != "bubblewrap":
+        pytest.skip("without bubblewrap nothing is held back, and `status` says so")
+    place.engine.start(place.job("power", "power"))
+    assert place.ended("power").phase == "succeeded", place.engine.logs("power")
+    assert place.engine.logs("power").splitlines() == ["mount refused", "mknod refused", "private hidden"]
 
 
 def test_an_image_for_another_python_cannot_start(place: Place) -> None:

@@ -365,20 +365,19 @@ class LocalEngine:
         return started is not None and not (place / "exit.json").exists() and _born(started["pid"]) == started["born"]
 
     def _kill(self, place: Path) -> None:
-        """End a supervisor and its program, and wait for it."""
-        started = _load(place / "supervisor.json")
-        if started is None or _born(started["pid"]) != started["born"]:
-            return
-        deadline = time.monotonic() + STOP_SECONDS
-        _signal(started["pid"], signal.SIGTERM)
-        while time.monotonic() < deadline:
-            if _born(started["pid"]) != started["born"]:
-                return
-            time.sleep(0.02)
+        """End a supervisor and its program, and wait for both; a program that lost its supervisor is ended too."""
+        started, deadline = _load(place / "supervisor.json"), time.monotonic() + STOP_SECONDS
+        if started is not None and _born(started["pid"]) == started["born"]:
+            _signal(started["pid"], signal.SIGTERM)
+            while time.monotonic() < deadline and _born(started["pid"]) == started["born"]:
+                time.sleep(0.02)
         program = _load(place / "program.json")
-        if program is not None:
+        if program is not None and _born(program["pid"]) == program["born"]:
             _signal(program["pid"], signal.SIGKILL, group=True)
-        _signal(started["pid"], signal.SIGKILL)
+            while time.monotonic() < deadline and _born(program["pid"]) == program["born"]:
+                time.sleep(0.02)
+        if started is not None and _born(started["pid"]) == started["born"]:
+            _signal(started["pid"], signal.SIGKILL)
 
 
 def _born(pid: int) -> str:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,10 @@ SYSTEM_FOLDERS = (
     "/lib32",
     "/lib64",
     "/etc/ld.so.cache",
-    "/etc/ssl",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ca-certificates",
+    "/etc/pki/tls",
     "/etc/localtime",
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -94,6 +98,7 @@ class Launcher:
         python = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
         argv[0] = python if argv[0] in PYTHONS else argv[0]
         shared = {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
+        shared |= {"USER": "myelin", "LOGNAME": "myelin", "HOME": tempfile.gettempdir()}
         site = f"opt/venv/lib/python{HOST_PYTHON}/site-packages"
         if not self._wrap:
             places = {"PYTHONPATH": f"{root}/app:{root}/{site}"}
@@ -105,6 +110,8 @@ class Launcher:
 
     def _cage(self, root: Path, writable: Sequence[Path]) -> list[str]:
         cage = [self._wrap, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--new-session"]
+        # Also where root runs the controller, a program gets none of root's powers: no mount, no device, no other user.
+        cage += ["--unshare-user-try", "--cap-drop", "ALL"]
         cage += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
         for place in SYSTEM_FOLDERS:
             cage += ["--ro-bind-try", place, place]

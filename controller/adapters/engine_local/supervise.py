@@ -24,8 +24,7 @@ def main(folder: Path) -> None:
         os.close(os.open(folder / "claim", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return  # somebody started it already, and died before writing that down
-    born = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    write(folder / "supervisor.json", {"pid": os.getpid(), "born": born})
+    write(folder / "supervisor.json", {"pid": os.getpid(), "born": born(os.getpid())})
     launch: dict[str, Any] = json.loads((folder / "launch.json").read_bytes())
     ended: dict[str, Any]
     try:
@@ -47,7 +46,7 @@ def main(folder: Path) -> None:
         stop(program, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
-    write(folder / "program.json", {"pid": program.pid})
+    write(folder / "program.json", {"pid": program.pid, "born": born(program.pid)})
     assert program.stdout is not None
     copier = threading.Thread(target=copy, args=(program.stdout, folder / "output.log"), daemon=True)
     copier.start()
@@ -65,6 +64,11 @@ def main(folder: Path) -> None:
     program.wait()
     copier.join(1.0)
     write(folder / "exit.json", {"code": program.returncode, "reason": reason})
+
+
+def born(pid: int) -> str:
+    """When a process was born, in the kernel's ticks: pid and birth together name one process for ever."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def stop(program: subprocess.Popen[bytes], number: int) -> None:
