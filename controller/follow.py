@@ -88,6 +88,7 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
         "outcomes": [
             {"state": item.state, "subject": item.subject, "reason": item.reason, "message": item.message}
             for item in report.outcomes
+            if not item.is_quiet
         ],
         "servers": [
             {
@@ -117,6 +118,8 @@ def _tell_changes(report: Report, told: dict[str, Outcome], tell: Callable[[str]
     """Say what is new since the last pass; silence when nothing changed."""
     now = {f"{item.subject} {item.reason}": item for item in report.outcomes}
     for key, item in now.items():
+        if item.is_quiet:
+            continue
         if key not in told or (told[key].message != item.message and item.reason == "Tuning"):
             tell(f"{item.state:<8} {item.subject}: {item.reason}: {item.message}")
     return now

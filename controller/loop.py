@@ -23,6 +23,7 @@ from policies.terms.plan import (
     BuildImage,
     Deploy,
     FinishTask,
+    FreeJobs,
     Plan,
     RecordEvent,
     ResolveAlert,
@@ -148,6 +149,8 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             return route.serve(step, ports)
         case Retire():
             return route.retire(step, ports)
+        case FreeJobs():
+            return train.free(step, ports)
         case Blocked():
             outcome = Outcome(
                 state="stalled" if step.stalled else "done",

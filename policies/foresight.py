@@ -21,6 +21,7 @@ from policies.terms.plan import (
     BuildImage,
     Deploy,
     FinishTask,
+    FreeJobs,
     RecordEvent,
     ResolveAlert,
     Retire,
@@ -59,7 +60,8 @@ def foresee(desired: DesiredState, observed: Observed, *, now: datetime, around:
     seen: set[str] = set()
     stand_ins: dict[str, str] = {}
     for _ in range(MOST_PASSES):
-        fresh = [step for step in plan(desired, observed, now=now, around=around).steps if _name(step) not in seen]
+        due = plan(desired, observed, now=now, around=around).steps
+        fresh = [step for step in due if not isinstance(step, FreeJobs) and _name(step) not in seen]
         if not fresh:
             break
         for step in fresh:

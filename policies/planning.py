@@ -14,12 +14,13 @@ from policies.deploying import deploy_steps, rollback_steps, serving_steps
 from policies.errors import DesiredStateError
 from policies.identity import task_run_id
 from policies.jobs import Surroundings
+from policies.retention import forgettable, freeable
 from policies.sensors import due_events, ended_alerts, fired, triggers_of
 from policies.tasks import TaskContext, task_steps
 from policies.terms.axon import Sensor, SensorTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Blocked, Plan, RecordEvent, ResolveAlert, StartRun, SupersedeRun
+from policies.terms.plan import AnyStep, Blocked, FreeJobs, Plan, RecordEvent, ResolveAlert, StartRun, SupersedeRun
 from policies.terms.run import Run, TaskRun
 from policies.unbuilt import axon_notes, check_gate, project_notes, why_never
 
@@ -37,6 +38,9 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
     for name in sorted(desired.axons):
         steps += _axon_steps(desired, desired.axons[name], observed, now, around)
     steps += serving_steps(desired, observed, around, steps)
+    free, forget = freeable(observed), forgettable(observed)
+    if free or forget:
+        steps.append(FreeJobs(axon="", reason="their results are recorded", free=free, forget=forget))
     return Plan(steps=tuple(steps))
 
 

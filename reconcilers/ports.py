@@ -149,6 +149,10 @@ class Engine(Protocol):
         """End a job and all its processes; it becomes `failed`, reason `Stopped`. Unknown names are passed over."""
         ...
 
+    def clean(self, name: str) -> None:
+        """Free the folders of a job that ended; its log and report stay. Unknown names are passed over."""
+        ...
+
     def remove(self, name: str) -> None:
         """Forget a job and its folder, after its record is safe."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 
 from policies.records import task_statement
 from policies.terms.outcome import Outcome, Result
-from policies.terms.plan import RunJob
+from policies.terms.plan import FreeJobs, RunJob
 from policies.terms.run import TaskRun
 from policies.terms.task import JobState
 from reconcilers.ports import Ports
@@ -36,6 +36,16 @@ def run_job(step: RunJob, ports: Ports) -> Result:
         look_again=True,
     )
     return Result(outcome=outcome, statements=(task_statement(ended),))
+
+
+def free(step: FreeJobs, ports: Ports) -> Result:
+    """Free what ended jobs hold."""
+    for name in step.free:
+        ports.engine.clean(name)
+    for name in step.forget:
+        ports.engine.remove(name)
+    message = f"folders of {len(step.free)} ended jobs freed, {len(step.forget)} old ones forgotten"
+    return Result(outcome=Outcome(state="done", subject="jobs", reason="Freed", message=message, is_quiet=True))
 
 
 def reported_metrics(report: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -22,6 +22,8 @@ class Outcome:
     """One line for a person."""
     look_again: bool = False
     """Whether the next pass has more to do at once."""
+    is_quiet: bool = False
+    """Housekeeping that nobody need be told of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,6 +137,16 @@ class Retire(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FreeJobs(Step):
+    """Jobs whose result is recorded: what they hold may go."""
+
+    free: tuple[str, ...] = ()
+    """Their folders go, logs and reports stay."""
+    forget: tuple[str, ...] = ()
+    """Nothing of them stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked(Step):
     """Something that cannot go on, or a part of Myelin that is not built yet; it only says so."""
 
@@ -159,6 +169,7 @@ AnyStep = (
     | RollBack
     | Serve
     | Retire
+    | FreeJobs
     | Blocked
 )
 

@@ -52,6 +52,8 @@ class JobState:
     """One line for a person, with the last line that the program printed where that helps."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    is_freed: bool = False
+    """Whether its folders are gone; log and report are still there."""
     report: tuple[Mapping[str, Any], ...] = ()
     """Lines that the program reported, in order; see `runtime/myelin/report.py`."""
     labels: Mapping[str, str] = field(default_factory=dict)

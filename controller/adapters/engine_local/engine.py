@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,16 @@ class LocalEngine:
         self._kill(place)
         if not (place / "exit.json").exists():
             supervise.write(place / "exit.json", {"code": None, "reason": "Stopped"})
+
+    def clean(self, name: str) -> None:
+        """Free the folders of a job that ended; its log and report stay."""
+        place = self._jobs / name
+        if not place.exists() or self._job_state(place).phase == "running":
+            return
+        for kept in ("model", "data", "earlier"):
+            shutil.rmtree(place / kept, ignore_errors=True)
+        if name in self._ended:
+            self._ended[name] = replace(self._ended[name], is_freed=True)
 
     def remove(self, name: str) -> None:
         """Forget a job and its folder."""
@@ -237,6 +247,7 @@ class LocalEngine:
                 message=message,
                 started_at=started_at,
                 ended_at=ended_at,
+                is_freed=not (place / "data").exists(),
                 labels=labels,
             )
         if (place / "exit.json").exists():
@@ -252,6 +263,7 @@ class LocalEngine:
             message="" if succeeded else self._why(place, code, reason, ended),
             started_at=started_at,
             ended_at=ended_at,
+            is_freed=not (place / "data").exists(),
             report=_report(place / "report" / "report.jsonl"),
             labels=labels,
         )
