@@ -102,7 +102,7 @@ class _Teller:
         if self._controller is not None:
             self._controller.send_signal(signal.SIGTERM)
             self._controller.wait(30)
-        _stop_servers(self._place.state)
+        stop_servers(self._place.state)
 
     def _close(self, *, keep: bool, public: str) -> None:
         print(f"\nThe story took {time.monotonic() - self._started:.0f} s. Look at:")
@@ -232,7 +232,7 @@ def _drawn(pixels: Sequence[int]) -> str:
     return "\n".join("      " + "".join(shades[min(pixel * 10 // 17, 9)] * 2 for pixel in row) for row in rows)
 
 
-def _stop_servers(state: Path) -> None:
+def stop_servers(state: Path) -> None:
     """End the servers and jobs of a demo whose controller has ended."""
     for place in (*(state / "engine/servers").glob("*"), *(state / "engine/jobs").glob("*")):
         try:

@@ -32,6 +32,8 @@ from reconcilers.ports import Clock
 
 LARGEST_BODY_BYTES = 1 << 20
 TIMEOUT_SECONDS = 10.0
+LOOK_SECONDS = 0.1
+"""How long closing may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Thre
     with os.fdopen(handle, "w") as file:
         json.dump({"address": f"http://127.0.0.1:{got}", "port": got, "token": token}, file)
     place.with_suffix(".new").replace(place)
-    threading.Thread(target=server.serve_forever, name="inbox", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(LOOK_SECONDS,), name="inbox", daemon=True).start()
     return server, f"http://127.0.0.1:{got}"
 
 

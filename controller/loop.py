@@ -153,7 +153,7 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             return train.free(step, ports)
         case Blocked():
             outcome = Outcome(
-                state="stalled" if step.stalled else "done",
+                state=step.state,
                 subject=step.subject,
                 reason=step.word,
                 message=step.reason,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,7 +91,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             repository=repository,
             ledger=ledger,
             engine=engine,
-            images=PythonImages(repository, layout, state / "build", signer, image_keys, clock),
+            images=PythonImages(repository, layout, state / "build", signer, image_keys, clock, wake),
             sampler=BohbSampler(),
             metrics=metrics,
             inbox=spool,
@@ -97,7 +99,13 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             documents=YamlDocuments(),
             clock=clock,
         )
-        around = Surroundings(namespace=settings.namespace, inbox=address, proxy_port=settings.proxy_port)
+        around = Surroundings(
+            namespace=settings.namespace,
+            inbox=address,
+            proxy_port=settings.proxy_port,
+            places=os.cpu_count() or 1,
+            node=platform.node() or "localhost",
+        )
         following = Following(branch=settings.branch, pin=pin, around=around)
         yield Wired(following=following, ports=ports, inbox_address=address, isolation=engine.isolation)
 

@@ -38,6 +38,8 @@ class Surroundings:
     """Base image of the Python builder."""
     proxy_port: int | None = None
     """Port wanted for the first deployer's proxy; others take any."""
+    places: int = 0
+    """How many jobs may run at once where the project does not say; 0: no bound."""
     kept_versions: int = 3
     """How many versions keep their own URL besides those with traffic."""
 

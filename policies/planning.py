@@ -7,7 +7,9 @@ or is suspended, starts nothing, and what serves goes on serving.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
 from policies.alerts import why_refused
 from policies.deploying import deploy_steps, rollback_steps, serving_steps
@@ -20,7 +22,7 @@ from policies.tasks import TaskContext, task_steps
 from policies.terms.axon import Sensor, SensorTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Blocked, FreeJobs, Plan, RecordEvent, ResolveAlert, StartRun, SupersedeRun
+from policies.terms.plan import AnyStep, Blocked, FreeJobs, Plan, RecordEvent, ResolveAlert, RunJob, StartRun, SupersedeRun, Tune
 from policies.terms.run import Run, TaskRun
 from policies.unbuilt import axon_notes, check_gate, project_notes, why_never
 
@@ -37,6 +39,7 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
     steps: list[AnyStep] = [*_project_steps(desired)]
     for name in sorted(desired.axons):
         steps += _axon_steps(desired, desired.axons[name], observed, now, around)
+    steps = list(_within_limits(steps, desired, observed, around))
     steps += serving_steps(desired, observed, around, steps)
     free, forget = freeable(observed), forgettable(observed)
     if free or forget:
@@ -62,7 +65,7 @@ def _axon_steps(
 ) -> Iterator[AnyStep]:
     suspend = axon.document.spec.suspend
     if suspend is not None and (suspend.until is None or now < suspend.until):
-        yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", stalled=False)
+        yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", state="done")
         return
     yield from _notes(axon)
     recorded = observed.recorded
@@ -179,7 +182,7 @@ def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
     """What the project's document asks for in vain, and releases that cannot be as they say."""
     for part, keys in _by_part(project_notes(desired.project, branch=desired.revision.branch)).items():
         text = f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}"
-        yield Blocked(axon="", reason=text, subject="myelin.yaml", stalled=False)
+        yield Blocked(axon="", reason=text, subject="myelin.yaml", state="done")
     for (axon, deployer), release in sorted(desired.releases.items()):
         file, _ = desired.release_files.get((axon, deployer), ("", b""))
         held = {hold.version for hold in release.spec.holds}
@@ -192,13 +195,13 @@ def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
             elif name in held and any(share.version == name and share.share for share in release.spec.traffic):
                 text = f"{file}: {name} has traffic and is on hold; a person's word counts, so it is served"
                 yield Blocked(
-                    axon=axon, task=deployer, reason=text, subject=f"{axon}/{deployer}", word="HeldServed", stalled=False
+                    axon=axon, task=deployer, reason=text, subject=f"{axon}/{deployer}", word="HeldServed", state="done"
                 )
 
 
 def _notes(axon: DesiredAxon) -> Iterator[AnyStep]:
     for part, keys in _by_part(axon_notes(axon.document)).items():
-        yield _blocked(axon, "", f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}", stalled=False)
+        yield _blocked(axon, "", f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}", state="done")
     for sensor in axon.document.spec.sensors:
         for trigger, text in why_never(sensor):
             yield _blocked(axon, f"{sensor.name}/{trigger}" if trigger else sensor.name, text)
@@ -214,6 +217,32 @@ def _by_part(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
-def _blocked(axon: DesiredAxon, task: str, text: str, *, word: str = "NotBuilt", stalled: bool = True) -> Blocked:
+def _blocked(
+    axon: DesiredAxon, task: str, text: str, *, word: str = "NotBuilt", state: Literal["stalled", "waiting", "done"] = "stalled"
+) -> Blocked:
     subject = f"{axon.name}/{task}" if task else axon.name
-    return Blocked(axon=axon.name, task=task, reason=text, subject=subject, word=word, stalled=stalled)
+    return Blocked(axon=axon.name, task=task, reason=text, subject=subject, word=word, state=state)
+
+
+def _within_limits(
+    steps: Iterable[AnyStep], desired: DesiredState, observed: Observed, around: Surroundings
+) -> Iterator[AnyStep]:
+    """The steps, with no more jobs to start than may run at once; the others wait for a place."""
+    limit = desired.project.spec.limits.max_concurrent_jobs or around.places
+    running = [job for job in observed.jobs.values() if job.phase == "running"]
+    free = max(limit - len(running), 0)
+    for step in steps:
+        if not limit or not isinstance(step, RunJob | Tune):
+            yield step
+        elif isinstance(step, Tune):
+            wanted = step.experiment.concurrency - sum(job.labels.get("taskRun") == step.experiment.id for job in running)
+            places = min(free, max(wanted, 0))
+            free -= places
+            yield replace(step, places=places)
+        elif step.job.name in observed.jobs or free > 0:
+            free -= step.job.name not in observed.jobs
+            yield step
+        else:
+            text = f"waits for a place: {limit} jobs may run at once (spec.limits.maxConcurrentJobs)"
+            subject = f"{step.axon}/{step.task}"
+            yield Blocked(axon=step.axon, task=step.task, reason=text, subject=subject, word="Queued", state="waiting")

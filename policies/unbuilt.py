@@ -180,5 +180,5 @@ def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]
         if getattr(spec.builder, name):
             yield "other sources of wheels", f"spec.builder.{'index' if name == 'index' else 'allowSourceDistributions'}"
     for name, value in spec.limits.model_dump(by_alias=True).items():
-        if value is not None:
-            yield "limits", f"spec.limits.{name}"
+        if value is not None and name != "maxConcurrentJobs":
+            yield "limits by the day", f"spec.limits.{name}"

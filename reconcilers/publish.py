@@ -16,6 +16,8 @@ def push(desired: DesiredState, results: Sequence[Result], ports: Ports, *, now:
     """Commit the changes of a pass, then record what became true by that, then push the ledger.
 
     Nothing is committed on top of a tip that is not trusted. A lost race changes nothing: the next pass plans again.
+    Entries made close together share one commit of the ledger: while there is more to do at once, they wait in the
+    write-ahead log, where they are safe.
 
     Returns:
         What could not be pushed, as outcomes.
@@ -31,6 +33,8 @@ def push(desired: DesiredState, results: Sequence[Result], ports: Ports, *, now:
             outcomes.append(Outcome(state="waiting", subject="main", reason=error.reason, message=error.message, look_again=True))
         except OutsideError as error:
             outcomes.append(_waits(desired, error.message, error.reason))
+    if not changes and any(result.outcome.look_again for result in results):
+        return outcomes
     try:
         ports.ledger.push()
     except OutsideError as error:

@@ -49,10 +49,12 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
         tell = _tell(step, ask.run, state, ports, job.name)
         ports.ledger.record([tell_statement(step.axon, step.experiment.id, tell)])
         told.append(tell)
-    while not is_finished(step.experiment, asked, told):
+    places = step.places
+    while not is_finished(step.experiment, asked, told) and places != 0:
         due = next_runs(step.experiment, asked, told)
         if not due:
             break
+        places = places - 1 if places is not None else None
         ask = _ask(step.experiment, due[0], asked, told, ports)
         ports.ledger.record([ask_statement(step.axon, step.experiment.id, ask)])
         asked.append(ask)

@@ -18,7 +18,8 @@ def watch_repository(path: Path, wake: Callable[[], None]) -> Callable[[], None]
 
         def on_any_event(self, event: FileSystemEvent) -> None:
             """Wake when it is about a ref that is whole, and not merely read."""
-            place = str(event.src_path)
+            # Git writes `main.lock` and renames it: what a ref becomes is the move's destination.
+            place = str(event.dest_path or event.src_path)
             is_ref = "/refs/heads/" in place or place.endswith("packed-refs")
             if is_ref and not place.endswith(".lock") and event.event_type not in ("opened", "closed_no_write"):
                 wake()

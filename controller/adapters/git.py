@@ -124,7 +124,7 @@ class GitRepository:
                 return ""
             raise self._unanswered(branch, _outside(f"fetch of {branch} from {shown(self.url)}", text)) from error
         self._silent.pop(branch, None)
-        self._tips[branch] = self._run("rev-parse", ref).strip()
+        self._tips[branch] = _read_ref(self._mirror, ref) or self._run("rev-parse", ref).strip()
         return self._tips[branch]
 
     def _unanswered(self, branch: str, error: OutsideError) -> OutsideError:
@@ -137,11 +137,18 @@ class GitRepository:
 
     def facts(self, *, since: str, until: str) -> tuple[CommitFacts, ...]:
         """All commits reachable from `until` and not from `since`, parents before children."""
-        listed = self._run("rev-list", "--topo-order", "--reverse", until, *([f"^{since}"] if since else []), "--").split()
-        if not listed:
-            return ()
-        paths = self._changed(listed)
-        return tuple(self._facts_of(commit, paths.get(commit, ())) for commit in listed)
+        args = ["log", "--topo-order", "--reverse", "--format=%H", "-z", "--raw", "--no-renames", "--root"]
+        text = self._run(*args, "--diff-merges=first-parent", until, *([f"^{since}"] if since else []), "--")
+        changed: dict[str, list[str]] = {}
+        commit = ""
+        words = iter(text.split("\0"))
+        for word in words:
+            if word.startswith((":", "\n:")):
+                changed[commit].append(next(words))  # the path, whatever its name looks like
+            elif word.strip("\n"):
+                commit = word.strip("\n")
+                changed[commit] = []
+        return tuple(self._facts_of(commit, tuple(sorted(paths))) for commit, paths in changed.items())
 
     def tree_id(self, commit: str, path: str) -> str:
         """Git object id at `path`; empty when there is none."""
@@ -253,15 +260,6 @@ class GitRepository:
             changed_paths=paths,
             signers=signer,
         )
-
-    def _changed(self, commits: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        args = ["log", "--no-walk=unsorted", "--stdin", "--format=%x01%H", "-z", "--name-only", "--no-renames", "--root"]
-        text = self._run(*args, "--diff-merges=first-parent", stdin="\n".join(commits).encode() + b"\n")
-        found: dict[str, tuple[str, ...]] = {}
-        for part in text.split("\x01")[1:]:
-            names = [name.lstrip("\n") for name in part.split("\0")]
-            found[names[0].strip()] = tuple(sorted(name for name in names[1:] if name))
-        return found
 
     def _object_info(self, name: str) -> tuple[str, str, int] | None:
         head = self._ask(name)

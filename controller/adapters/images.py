@@ -10,7 +10,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,21 @@ class PythonImages:
         key: Signs images.
         public_keys: PEM of all keys whose images may be loaded.
         clock: Tells when, for provenance.
+        wake: Called when a build has ended.
     """
 
     def __init__(
-        self, repository: Repository, layout: Layout, folder: Path, key: ImageKey, public_keys: tuple[str, ...], clock: Clock
+        self,
+        repository: Repository,
+        layout: Layout,
+        folder: Path,
+        key: ImageKey,
+        public_keys: tuple[str, ...],
+        clock: Clock,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._repository, self._layout, self._folder = repository, layout, folder
-        self._key, self._public_keys, self._clock = key, public_keys, clock
+        self._key, self._public_keys, self._clock, self._wake = key, public_keys, clock, wake
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -243,6 +251,8 @@ class PythonImages:
     def _tell(self, identity: str, state: ImageState) -> None:
         with self._guard:
             self._states[identity] = state
+        if state.phase != "building":
+            self._wake()
 
 
 def _settings(source: Mapping[str, Stored]) -> dict[str, str]:

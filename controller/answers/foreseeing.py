@@ -190,7 +190,7 @@ def _step(step: AnyStep, foreseen: Foreseen) -> dict[str, Any]:
         case Serve():
             inputs = {"server": step.server.name, "image": step.server.image}
         case Blocked():
-            inputs = {"stalled": step.stalled}
+            inputs = {"state": step.state}
         case _:
             pass
     value = {"kind": type(step).__name__, "axon": step.axon, "task": step.task, "reason": step.reason, "inputs": inputs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from policies.terms.event import Event
 from policies.terms.release import Release
@@ -83,6 +84,8 @@ class Tune(Step):
     """The trial's job without name, arguments and trial environment."""
     result: TaskRun
     loss_metric: str
+    places: int | None = None
+    """How many trials may be started now, besides those that run; None: as many as it likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +154,7 @@ class Blocked(Step):
     """Something that cannot go on, or a part of Myelin that is not built yet; it only says so."""
 
     subject: str
-    stalled: bool = True
+    state: Literal["stalled", "waiting", "done"] = "stalled"
     word: str = "NotBuilt"
     """The reason for machines."""
 
