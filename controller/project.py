@@ -95,6 +95,9 @@ def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
     own, images = controller_key(state), image_key(state)
     pinned = {"signers": signers, "controller": own.public(), "images": [images.public_pem]}
     (beside / "trust.yaml").write_bytes(documents.render(pinned))
+    # With these two lines `git log --show-signature` says by itself who signed what.
+    allowed = f"{name}@localhost {key.public()}\nmyelin@localhost {own.public()}\n"
+    (beside / "allowed_signers").write_text(allowed)
     files: dict[str, bytes | None] = {}
     source = example_folder()
     for path in sorted(source.rglob("*")):
@@ -111,6 +114,7 @@ def make(folder: Path, *, now: datetime, name: str = "you") -> Place:
         ("myelin.state", str(place.state)),
         ("myelin.trust", str(place.trust)),
         ("gpg.format", "ssh"),
+        ("gpg.ssh.allowedSignersFile", str((beside / "allowed_signers").resolve())),
         ("user.signingKey", str((beside / "signer").resolve())),
         ("user.name", name),
         ("user.email", f"{name}@localhost"),

@@ -6,6 +6,7 @@ Law: a document that parses says the same after its defaults are written out, wh
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from policies.crossing import cross_faults
 from policies.errors import DesiredStateError, Fault
+from policies.salvage import is_made_up, salvage
 from policies.terms.axon import Axon, EnvVar
 from policies.terms.document import LoadedDocument
 from policies.terms.project import Project
@@ -48,7 +50,8 @@ def parse_document(loaded: LoadedDocument) -> Project | Axon | Release | Version
     try:
         document = model.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise _error(_without_echoes([_fault(loaded, model, item) for item in error.errors()])) from None
+        found = _without_echoes([_fault(loaded, model, item) for item in error.errors()])
+        raise _error([*found, *_faults_between(loaded, model)]) from None
     faults = list(cross_faults(document, loaded)) if isinstance(document, (Axon, Release)) else []
     if faults:
         raise _error(faults)
@@ -91,6 +94,17 @@ def _fault(loaded: LoadedDocument, model: type[BaseModel], item: Any) -> Fault:
     line = next(loaded.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in loaded.lines)
     reason, message = _words(item, path, model)
     return Fault(file=loaded.file, line=line, path=_dotted(path), reason=reason, message=message)
+
+
+def _faults_between(loaded: LoadedDocument, model: type[BaseModel]) -> Iterator[Fault]:
+    """Faults between the parts of a document that has others as well, as far as they can be told from these."""
+    saved = salvage(model, loaded.value, lambda loc, value: tuple(_real_path(_old_place(loc, value), value)))
+    if saved is None or not isinstance(saved[0], (Axon, Release)):
+        return
+    for fault in cross_faults(saved[0], loaded):
+        path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", fault.path))
+        if not is_made_up(path, fault.message, saved[1], loaded.value):
+            yield fault
 
 
 def _old_place(loc: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

@@ -11,6 +11,9 @@ from policies.errors import DesiredStateError, Fault
 from policies.parsing import parse_document
 from policies.terms.axon import Axon
 
+STOPPING = ("PromqlRefused", "FolderMissing")
+"""What the controller reads all the same, and what then never fires or never runs: a fault to whoever asks before a push."""
+
 
 def lint(paths: Sequence[Path]) -> tuple[list[Fault], list[Fault]]:
     """Faults and warnings of all manifests below some paths, each sorted.
@@ -39,5 +42,7 @@ def lint(paths: Sequence[Path]) -> tuple[list[Fault], list[Fault]]:
             if isinstance(document, Axon):
                 root = next((folder for folder in file.resolve().parents if (folder / "myelin.yaml").exists()), None)
                 has = (lambda folder, root=root: (root / folder).is_dir()) if root else None
-                warnings += linting.lint(document, has_folder=has, loaded=loaded)
+                found = linting.lint(document, has_folder=has, loaded=loaded)
+                faults += [item for item in found if item.reason in STOPPING]
+                warnings += [item for item in found if item.reason not in STOPPING]
     return sorted(faults), sorted(warnings)

@@ -1,10 +1,11 @@
-"""Tuning, as a trial sees it: what to try, and how to say what came of it."""
+"""Tuning, as a trial sees it: what to try, and how to say what came of it. Standard library only."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,17 +25,41 @@ def get_hpo_config() -> dict[str, Any]:
 def get_hpo_params() -> dict[str, Any]:
     """The chosen values by name; empty outside of a trial."""
     config = get_hpo_config()
-    return dict(json.loads(config["hpo-conf"])) if config else {}
+    return extract_hpo_params(config) if config else {}
+
+
+def extract_hpo_params(config_map: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen values by name, of what `get_hpo_config` gave."""
+    return dict(json.loads(config_map["hpo-conf"]))
 
 
 def publish_result(
-    loss_value: float,
-    loss_metric: str | None = None,
-    additional_metrics: dict[str, float] | None = None,
-    params: dict[str, Any] | None = None,
-    tags: dict[str, str] | None = None,
+    loss_metric: str | None,
+    loss_value: Any,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    additional_metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say what came of a trial; the same as `myelin.metric.publish_result`."""
-    from myelin import metric
+    """Say what came of a trial. `myelin.metric.publish_result` does the same with its arguments in another order.
 
-    metric.publish_result(loss_value, loss_metric or metric.get_loss_metric() or "loss", additional_metrics, params, tags)
+    Args:
+        loss_metric: Name of the metric that tuning optimises.
+        loss_value: Its value, 0.0 included.
+        params: Taken as the earlier client's callers give it; kept nowhere.
+        tags: The same.
+        additional_metrics: Other values by name.
+    """
+    from myelin import metric  # it imports this module
+
+    config = get_hpo_config()
+    metric.post_hpo_result(
+        config.get("config-id", ""),
+        extract_hpo_params(config) if config else {},
+        config.get("budget"),
+        loss_metric,
+        loss_value,
+        params,
+        tags,
+        {"loss value": loss_value},
+        additional_metrics,
+    )

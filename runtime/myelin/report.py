@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 
@@ -26,7 +26,8 @@ def append(line: Mapping[str, Any]) -> bool:
     path = os.environ.get("MYELIN_REPORT_PATH")
     if not path:
         return False
-    text = json.dumps({**line, "at": datetime.now(UTC).isoformat()}, allow_nan=False)
+    at = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10 has no datetime.UTC
+    text = json.dumps({**line, "at": at.isoformat()}, allow_nan=False)
     with open(path, "ab") as file:
         file.write(text.encode() + b"\n")
         file.flush()

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, FormData, TCPConnector, web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from myelin.serve.message import BadRequest
-from myelin.serve.server import LARGEST_BODY_BYTES, failure, read_message
+from myelin.serve.wire import LARGEST_BODY_BYTES, failure, read_message
 
 HEADER = "Myelin-Version"
 LOOK_SECONDS = 0.1
+LATE = (TimeoutError, asyncio.TimeoutError)
+"""Two classes before Python 3.11."""
 
 
 class Unanswered(Exception):
@@ -137,9 +139,11 @@ class Proxy:
             response = web.json_response(answer)
         except BadRequest as error:
             code, response = 400, failure(400, str(error))
+        except RecursionError:
+            code, response = 400, failure(400, "expected a message, got one that is nested too deeply")
         except web.HTTPRequestEntityTooLarge:
             code, response = 413, failure(413, f"expected at most {LARGEST_BODY_BYTES} bytes")
-        except TimeoutError:
+        except LATE:
             code, response = 504, failure(504, f"route {path}: no answer within {route['timeoutSeconds']:g} s")
         except Unanswered as error:
             code, status = error.args[0], error.args[1]
@@ -188,18 +192,18 @@ class Proxy:
             url = f"http://{address}{node['path']}"
         timeout = ClientTimeout(total=node.get("timeoutSeconds") or None)
         try:
-            async with self._session.post(url, json=message, timeout=timeout) as got:
+            async with self._session.post(url, timeout=timeout, **_body(node, message)) as got:
                 body = await got.json(content_type=None)
                 if got.status != 200:
                     raise Unanswered(got.status, body)
                 return body
-        except TimeoutError:
+        except LATE:
             raise Unanswered(504, f"model {node['model']}: no answer within {timeout.total:g} s") from None
-        except (ClientError, OSError, ValueError) as error:
+        except (ClientError, OSError, ValueError, RecursionError) as error:
             raise Unanswered(502, f"model {node['model']}: {type(error).__name__}") from error
 
     def _mirror(self, config: Mapping[str, Any], path: str, message: Any, answer: Any) -> None:
-        """Send what the live version was asked to the shadow as well; its answer is compared and dropped."""
+        """Send what the live version was asked to the shadow as well; its answer is compared, if asked for, and dropped."""
         version = config["versions"].get(config["shadow"])
         route = next((item for item in version["routes"] if item["path"] == path), None) if version else None
         if route is None:
@@ -208,8 +212,9 @@ class Proxy:
         async def send() -> None:
             try:
                 other = await asyncio.wait_for(self._graph(version, route, message), route["timeoutSeconds"])
-                self._shadowed.labels(str(_content(other) == _content(answer)).lower()).inc()
-            except (TimeoutError, Unanswered):
+                agrees = str(_content(other) == _content(answer)).lower() if config.get("explainShadow", True) else "uncompared"
+                self._shadowed.labels(agrees).inc()
+            except (*LATE, Unanswered):
                 self._shadowed.labels("failed").inc()
 
         task = asyncio.create_task(send())
@@ -219,6 +224,13 @@ class Proxy:
     def _choose(self, weighted: Sequence[tuple[str, int]]) -> str:
         live = [(name, weight) for name, weight in weighted if weight > 0]
         return self._chance.choices([name for name, _ in live], [weight for _, weight in live])[0] if live else ""
+
+
+def _body(node: Mapping[str, Any], message: Any) -> dict[str, Any]:
+    """A message as a node takes it: JSON, or the field `json` of a multipart form, which is all that Seldon's servers read."""
+    if not node.get("form"):
+        return {"json": message}
+    return {"data": FormData([("json", json.dumps(message))], default_to_multipart=True)}
 
 
 def _content(answer: Any) -> Any:
