@@ -56,10 +56,11 @@ class Receivers:
 
 
 def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[ThreadingHTTPServer, str]:
-    """Listen on loopback; address and token lie in `address.json`, readable by the owner alone.
+    """Listen on loopback; address and tokens lie in `address.json`, readable by the owner alone.
 
     Returns:
-        The server (already serving in a thread), and its address `http://127.0.0.1:<port>`.
+        The server (already serving in a thread), and the address that jobs and servers are given,
+        `http://127.0.0.1:<port>/programs/<secret>`: whoever else is on this machine can neither report nor push.
 
     Raises:
         RefusedError: The port is in use.
@@ -68,8 +69,9 @@ def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Thre
     place = folder / "address.json"
     known = json.loads(place.read_bytes()) if place.exists() else {}
     token = known.get("token") or secrets.token_urlsafe(32)
+    programs = known.get("programs") or secrets.token_urlsafe(16)
     wanted = port if port is not None else int(known.get("port", 0))
-    handler = type("Handler", (_Handler,), {"receivers": receivers, "token": token})
+    handler = type("Handler", (_Handler,), {"receivers": receivers, "token": token, "programs": programs})
     try:
         server = ThreadingHTTPServer(("127.0.0.1", wanted), handler)
     except OSError as error:
@@ -82,10 +84,10 @@ def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Thre
     got = int(server.server_address[1])
     handle = os.open(place.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        json.dump({"address": f"http://127.0.0.1:{got}", "port": got, "token": token}, file)
+        json.dump({"address": f"http://127.0.0.1:{got}", "port": got, "token": token, "programs": programs}, file)
     place.with_suffix(".new").replace(place)
     threading.Thread(target=server.serve_forever, args=(LOOK_SECONDS,), name="inbox", daemon=True).start()
-    return server, f"http://127.0.0.1:{got}"
+    return server, f"http://127.0.0.1:{got}/programs/{programs}"
 
 
 def fire(folder: Path, path: str, body: bytes) -> str:
@@ -163,6 +165,7 @@ def group_labels(parts: Sequence[str]) -> dict[str, str]:
 class _Handler(BaseHTTPRequestHandler):
     receivers: Receivers
     token: str
+    programs: str
     timeout = TIMEOUT_SECONDS
     protocol_version = "HTTP/1.1"
 
@@ -171,15 +174,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Health, metrics, and the runs of an axon."""
-        parts = self._parts()
+        parts, is_program = self._parts()
         if self.path == "/health":
             self._say(200, {"status": "OK"})
         elif self.path == "/metrics":
             self._send(200, gauges.render(), "text/plain; version=0.0.4")
         elif parts[:3] == ["api", "v1", "axons"] and len(parts) == 5:
+            if not is_program:
+                self._refuse()
+                return
             self._tell(parts[3], lambda look: axon_runs(*look, parts[4], place=self.receivers.place))
         else:
-            self._say(404, {"message": f"{self.path}: nothing here"})
+            self._say(404, {"message": f"/{'/'.join(parts)}: nothing here"})
 
     def do_POST(self) -> None:
         """Events, results and samples; and the question for a deployer's models."""
@@ -195,10 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Origin"):
             self._say(403, {"message": "expected a program, got a page in a browser"})
             return
-        parts = self._parts()
+        parts, is_program = self._parts()
         try:
             if parts[0] == "sensors" and len(parts) in (4, 5):
                 self._event(parts[1], parts[2:], body)
+            elif parts[0] in ("trials", "metrics", "model-graphs") and not is_program:
+                self._refuse()
             elif parts[0] == "trials" and len(parts) == 3 and parts[2] == "submit_result":
                 self._result(parts[1], body)
             elif parts[:2] in (["metrics", "job"], ["metrics", "job@base64"]) and len(parts) >= 3:
@@ -207,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif parts[0] == "model-graphs" and len(parts) == 2:
                 self._graphs(parts[1], body)
             else:
-                self._say(404, {"message": f"{self.path}: nothing here"})
+                self._say(404, {"message": f"/{'/'.join(parts)}: nothing here"})
         except (OutsideError, DesiredStateError) as error:
             self._say(404, {"message": error.message})
         except (ValueError, KeyError, TypeError, RecursionError, ControllerError) as error:
@@ -217,8 +225,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_POST
 
-    def _parts(self) -> list[str]:
-        return [unquote(part) for part in self.path.split("?")[0].strip("/").split("/")]
+    def _parts(self) -> tuple[list[str], bool]:
+        """The path's parts, without what jobs are given in front; and whether that was in front."""
+        parts = [unquote(part) for part in self.path.split("?")[0].strip("/").split("/")]
+        if parts[0] != "programs" or len(parts) < 3:
+            return parts, False
+        return parts[2:], hmac.compare_digest(parts[1].encode(), self.programs.encode())
+
+    def _refuse(self) -> None:
+        gauges.WRONG_TOKENS.inc()
+        self._say(401, {"message": "expected the address that jobs are given, with its secret"})
 
     def _event(self, project: str, parts: Sequence[str], body: bytes) -> None:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -107,7 +107,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             node=platform.node() or "localhost",
         )
         following = Following(branch=settings.branch, pin=pin, around=around)
-        yield Wired(following=following, ports=ports, inbox_address=address, isolation=engine.isolation)
+        public = address.split("/programs/")[0]
+        yield Wired(following=following, ports=ports, inbox_address=public, isolation=engine.isolation)
 
 
 class Waker:

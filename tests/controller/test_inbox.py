@@ -367,3 +367,26 @@ print(backend.name, backend.url, backend.model_path == f"/{backend.id}/model/")
         "Failed none yet",
         "b http://127.0.0.1:2/ True",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/metrics/job/x", "a 1\n"),
+        ("/trials/job-1/submit_result", "{}"),
+        ("/model-graphs/d", "{}"),
+        ("/api/v1/axons/default/small", None),
+    ],
+)
+def test_who_was_not_given_the_jobs_address_can_neither_push_nor_ask(path: str, body: str | None, opened: Opened) -> None:
+    opened.url = opened.url.split("/programs/")[0]
+    words = "expected the address that jobs are given, with its secret"
+    assert opened.ask(path, body) == (401, words)
+    assert opened.ask(f"/programs/guess{path}", body) == (401, words)
+    assert opened.samples == []
+    assert opened.reports == []
+
+
+def test_a_page_in_a_browser_cannot_push(opened: Opened) -> None:
+    assert opened.ask("/metrics/job/x", "a 1\n", Origin="https://elsewhere.example")[0] == 403
+    assert opened.samples == []

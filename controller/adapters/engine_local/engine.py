@@ -141,8 +141,8 @@ class LocalEngine:
     def report(self, name: str, line: Mapping[str, Any]) -> None:
         """Append a line to a running job's report, for programs that report by HTTP."""
         place = self._jobs / name / "report"
-        if not place.exists():
-            raise OutsideError(f"job {name}: there is none of that name", reason="JobGone")
+        if "/" in name or name.startswith(".") or not place.exists():
+            raise OutsideError(f"job {name[:80]!r}: there is none of that name", reason="JobGone")
         with (place / "report.jsonl").open("ab") as file:
             file.write(canonical(line) + b"\n")
 
