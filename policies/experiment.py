@@ -50,6 +50,17 @@ def experiment_of(task: Task, *, experiment_id: str, axon: str) -> Experiment:
     )
 
 
+def typed(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration in the manifest's types: JSON does not tell 1.0 from 1, programs may."""
+    found = dict(config)
+    for item in experiment.parameters:
+        if item.name in found and item.kind in ("UniformFloat", "Normal"):
+            found[item.name] = float(found[item.name])
+        elif item.name in found and found[item.name] in item.values:
+            found[item.name] = item.values[item.values.index(found[item.name])]
+    return found
+
+
 def trial_args(run: TrialRun, config: Mapping[str, Any], *, integer_budgets: bool) -> tuple[str, ...]:
     """Arguments of a trial's program: `--config_id 0_0_1 --budget 3.33 --<param> <value> …`."""
     args = ["--config_id", run.trial, "--budget", str(_budget(run, integer_budgets))]

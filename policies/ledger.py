@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from policies.canonical import canonical, digest_value
@@ -29,7 +29,12 @@ class ChainFault:
 
 
 def entry_of(statement: Statement, *, number: int, at: datetime, previous: Digest | None, sign: Callable[[bytes], str]) -> Entry:
-    """Give a statement its place in the chain."""
+    """Give a statement its place in the chain.
+
+    What is recorded is what is read back: keys in their canonical order, whole numbers as such. Otherwise a restart
+    would change the bytes of what follows from it.
+    """
+    statement = replace(statement, body=json.loads(canonical(statement.body)))
     digest = _digest(statement, number, at, previous)
     return Entry(number=number, at=at, statement=statement, previous=previous, digest=digest, signature=sign(digest.encode()))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from policies.canonical import short_name
-from policies.experiment import hpo_params, trial_args
+from policies.experiment import hpo_params, trial_args, typed
 from policies.identity import object_name, trial_run_id
 from policies.ladder import describe, incumbent, is_finished, next_runs
 from policies.records import ask_statement, task_statement, tell_statement
@@ -73,14 +73,15 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
 def trial_job(step: Tune, ask: Ask) -> JobSpec:
     """The job of one trial at one rung, named by them."""
     name = object_name(step.axon, step.task, short_name(trial_run_id(step.experiment.id, ask.run.trial, ask.run.rung)))
-    env = {**step.job.env, "HPO_PARAMS": hpo_params(ask.run, ask.config, integer_budgets=step.experiment.integer_budgets)}
+    config = typed(step.experiment, ask.config)
+    env = {**step.job.env, "HPO_PARAMS": hpo_params(ask.run, config, integer_budgets=step.experiment.integer_budgets)}
     env["MYELIN_POD_NAME"] = name
     if url := env.get("TRAIN_CONTROLLER_URL"):
         env["TRAIN_CONTROLLER_URL"] = url.rsplit("/", 1)[0] + f"/{name}"
     return replace(
         step.job,
         name=name,
-        args=trial_args(ask.run, ask.config, integer_budgets=step.experiment.integer_budgets),
+        args=trial_args(ask.run, config, integer_budgets=step.experiment.integer_budgets),
         env=env,
         labels={**step.job.labels, "trial": ask.run.trial, "rung": str(ask.run.rung)},
     )

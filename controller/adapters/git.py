@@ -32,6 +32,8 @@ _NO = (
     "not allowed",
     "permission",
     "authentication failed",
+    "returned error: 401",
+    "returned error: 403",
     "could not read username",
 )
 _ENVIRONMENT = {
@@ -274,13 +276,14 @@ class GitRepository:
         if head is None:
             return None
         content: bytes = self._batch.stdout.read(head[2] + 1)
-        return content[:-1]
+        return content[:-1] if head[1] != "tree" else None
 
     def _ask(self, name: str) -> tuple[str, str, int] | None:
         if "\n" in name:
             return None
         if self._batch is None or self._batch.proc.poll() is not None:
-            self._batch = self._git.execute(["git", "cat-file", "--batch"], as_process=True, istream=PIPE)
+            # In a session of its own: Ctrl-C in a terminal is for us, who end the pass first.
+            self._batch = self._git.execute(["git", "cat-file", "--batch"], as_process=True, istream=PIPE, start_new_session=True)
         self._batch.stdin.write(name.encode() + b"\n")
         self._batch.stdin.flush()
         head = self._batch.stdout.readline().decode(errors="replace").rstrip("\n")
@@ -291,9 +294,14 @@ class GitRepository:
 
     def close(self) -> None:
         """End the helper process."""
+        from git.exc import GitError
+
         if self._batch is not None:
-            self._batch.stdin.close()
-            self._batch.wait()
+            try:
+                self._batch.stdin.close()
+                self._batch.wait()
+            except (GitError, OSError):
+                pass  # it is gone, which is what was wanted
             self._batch = None
 
     def _run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> str:

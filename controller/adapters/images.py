@@ -20,7 +20,7 @@ from controller.adapters.oci.layers import BIG_WHEEL_BYTES, Laid, Stored, lay, l
 from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lock
 from policies.canonical import canonical, digest_value
-from policies.errors import ControllerError, DesiredStateError, TrustError
+from policies.errors import ControllerError, DesiredStateError, SilentError, TrustError
 from policies.identity import image_identity
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
@@ -118,6 +118,9 @@ class PythonImages:
         with self._building:
             try:
                 digest, materials = self._build(spec, identity)
+            except SilentError as error:
+                self._tell(identity, ImageState(phase="failed", reason="Silent", message=error.message))
+                return
             except ControllerError as error:
                 self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message))
                 return

@@ -42,12 +42,16 @@ class GitLedger:
         self._lock = _Lock(folder / "lock")
         self._log, self._cache = folder / "pending.jsonl", folder / "pushed.jsonl"
         self._pushed = _read(self._cache)
-        self._pending = [entry for entry in _read(self._log) if entry.number > len(self._pushed)]
+        self._pending = self._left(_read(self._log))
         self._keys_seen = {entry.statement.key for entry in (*self._pushed, *self._pending)}
         self._all: tuple[Entry, ...] | None = None
         self._head = ""
-        if not self._pushed:
-            self._catch_up()
+        try:
+            if not self._pushed:
+                self._catch_up()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         """Let another controller take over."""
@@ -150,6 +154,18 @@ class GitLedger:
             _replace(self._log, self._pending)
         self._keys_seen |= seen
         self._all = None
+
+    def _left(self, logged: Sequence[Entry]) -> list[Entry]:
+        """What of the write-ahead log is not pushed; chained anew where another writer's entries came in between."""
+        seen = {entry.statement.key for entry in self._pushed}
+        left: list[Entry] = []
+        for entry in logged:
+            if entry.statement.key in seen:
+                continue
+            last = left[-1] if left else self._pushed[-1] if self._pushed else None
+            fits = entry.previous == (last.digest if last else None)
+            left.append(entry if fits else self._chain(entry.statement, after=last))
+        return left
 
     def _last(self) -> Entry | None:
         return self._pending[-1] if self._pending else self._pushed[-1] if self._pushed else None

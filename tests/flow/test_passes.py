@@ -10,7 +10,7 @@ from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository
 from controller.adapters.keys import SshKey
-from controller.demo import _stop_servers
+from controller.demo import stop_servers
 from controller.loop import Report, run_pass
 from controller.wiring import Wired, wire
 from policies.terms.outcome import Outcome
@@ -64,7 +64,7 @@ class Project:
 def made(tmp_path: Path) -> Iterator[Project]:
     made = Project(tmp_path)
     yield made
-    _stop_servers(made.place.state)
+    stop_servers(made.place.state)
 
 
 def until(wired: Wired, found: Callable[[Report], Outcome | None], seconds: float = 90) -> tuple[Report, Outcome]:

@@ -100,6 +100,8 @@ class LocalEngine:
             spec = json.loads((place / "spec.json").read_bytes())
         except OSError as error:
             raise OutsideError(f"job {name}: expected its folder, it is gone", reason="JobGone") from error
+        if not (place / "data").exists():
+            raise OutsideError(f"job {name}: expected its folders, they were freed", reason="JobGone")
         return {kept: self._artifacts.put_folder(place / kept) for kept in spec["keeps"]}
 
     def stop(self, name: str) -> None:
@@ -321,6 +323,7 @@ class LocalEngine:
             if now - seen.failed_at < pause_seconds(seen.restarts + 1, longest=LONGEST_PAUSE_SECONDS):
                 return
             seen.restarts, seen.failed_at = seen.restarts + 1, 0.0
+        seen.ready = False
         for name in ("claim", "supervisor.json", "exit.json"):
             _delete(place / name)
         port = (_load(place / "port.json") or {})["port"]

@@ -96,6 +96,8 @@ def _failed(text: str, file: str) -> DesiredStateError | SilentError:
         if line.startswith("ERROR") or "Expected sha256" in line
     ]
     words = "; ".join(re.sub(r"\w+://\S+", "the index", line) for line in lines[:3]) or "pip gave no reason"
+    if "no space left" in text.lower():
+        return SilentError(f"wheels of {file}: no space left on the disk", reason="DiskFull")
     if any(word in text.lower() for word in _SILENT):
         return SilentError(f"wheels of {file}: {words}")
     return DesiredStateError(f"{file}: {words}", reason="NoWheel")

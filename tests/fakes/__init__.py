@@ -1,0 +1,1 @@
+"""One simulated outside: every port in memory, one world, one hand-moved clock, faults injectable by name."""

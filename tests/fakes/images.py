@@ -1,0 +1,52 @@
+"""An image store: builds go on until the world is told to work, and die with the controller."""
+
+from __future__ import annotations
+
+from policies.canonical import digest_value
+from policies.errors import TrustError
+from policies.identity import image_identity
+from policies.terms.digest import Digest
+from policies.terms.task import ImageSpec, ImageState
+from tests.fakes.world import World
+
+
+class FakeImages:
+    """Implements `reconcilers.ports.Images`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def look(self, spec: ImageSpec) -> ImageState | None:
+        identity = image_identity(spec)
+        if identity in self._world.building:
+            return ImageState(phase="building", message=f"building {spec.repository}")
+        return self._world.failed.get(identity) or self._world.outside.built.get(identity)
+
+    def start(self, spec: ImageSpec) -> None:
+        known = self.look(spec)
+        if known is None or known.phase == "failed":
+            self._world.failed.pop(image_identity(spec), None)
+            self._world.building[image_identity(spec)] = spec
+
+    def verify(self, digest: Digest) -> None:
+        digests = {state.digest for state in self._world.outside.built.values()}
+        if digest not in digests or digest in self._world.outside.tampered:
+            raise TrustError(f"image {digest}: expected it in the store, it is missing", reason="BlobMissing")
+
+
+def finish_builds(world: World) -> bool:
+    """Let all builds come to their end; returns whether there were any. A folder with an install script fails."""
+    for identity, spec in world.building.items():
+        top = f"{spec.folder}/" if spec.folder else ""
+        settings = world.outside.commits[spec.commit].files.get(f"{top}.s2i/environment", b"")
+        if b"INSTALL_SCRIPT" in settings:
+            message = f"{spec.repository}: INSTALL_SCRIPT needs a container build, which is not part of Myelin yet"
+            world.failed[identity] = ImageState(phase="failed", reason="NotBuilt", message=message)
+            continue
+        digest = digest_value({"source": spec.tree, "settings": settings.hex()})
+        world.outside.built[identity] = ImageState(phase="built", digest=digest, materials={"tree": spec.tree})
+        if spec.folder in world.programs:
+            world.programs[digest] = world.programs[spec.folder]
+    moved = bool(world.building)
+    world.building.clear()
+    return moved
