@@ -56,7 +56,7 @@ def fingerprint(alert: Alert) -> str:
 def firing(rule: AlertRule, query: Query, series: Sequence[Series], now: datetime) -> Iterator[Alert]:
     """The series for which a rule's condition has held all through its `for`."""
     at = now.timestamp()
-    steps = min(max(int(rule.for_seconds / STEP_SECONDS), 1), MOST_STEPS) if rule.for_seconds > 0 else 0
+    steps = min(max(math.ceil(rule.for_seconds / STEP_SECONDS), 1), MOST_STEPS) if rule.for_seconds > 0 else 0
     instants = [at - rule.for_seconds * step / steps for step in range(1, steps + 1)]
     if rule.no_data_fires and not any(has_data(query, series, instant) for instant in (at, *instants)):
         yield _alert(rule, query, Sample(labels={}, value=math.nan), now)

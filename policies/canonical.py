@@ -6,6 +6,7 @@ imports `rfc8785`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,19 @@ def canonical(value: Any) -> bytes:
         return rfc8785.dumps(_plain(value))
     except rfc8785.CanonicalizationError as error:
         raise ValueError(f"expected a value that JSON can carry exactly: {error}") from error
+
+
+def parse(text: bytes) -> Any:
+    """Read JSON so that its canonical form is the one it came from: a whole number beyond 2**53 is a float.
+
+    Raises:
+        ValueError: Not JSON.
+    """
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if len(text) < 17 and abs(int(text)) < 2**53 else float(text)
 
 
 def digest_value(value: Any) -> Digest:

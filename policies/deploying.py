@@ -78,16 +78,25 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
     routes = tuple(route.model_dump(mode="json", by_alias=True, exclude_none=True) for route in deployer.routes)
     inputs = digest_value(
         {
+            "axon": context.axon.name,
             "deployer": deployer.model_dump(mode="json", by_alias=True, exclude_none=True),
             "backends": [backend.model_dump(mode="json", by_alias=True, exclude={"task_run", "trial"}) for backend in backends],
         }
     )
     result = context_result(context, name, "deploy", inputs)
     earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(inputs, ""))
-    if is_cached and earlier is not None and earlier.version in context.desired.versions:
-        taken = replace(earlier, id=result.id, run=result.run, at=result.at, reused=earlier.id, reason="Reused")
-        yield FinishTask(axon=context.axon.name, task=name, reason=f"equal to {earlier.version}, which is there", result=taken)
-        return
+    release = context.desired.releases.get((context.axon.name, deployer.name))
+    if is_cached and earlier is not None and release is not None and earlier.version in context.desired.versions:
+        equal, taken = earlier.version, replace(earlier, id=result.id, run=result.run, at=result.at, reused=earlier.id)
+        if any(item.version == equal and item.share for item in release.spec.traffic):
+            taken = replace(taken, reason="Reused")
+            yield FinishTask(axon=context.axon.name, task=name, reason=f"equal to {equal}, which serves", result=taken)
+            return
+        if hold := next((item for item in release.spec.holds if item.version == equal), None):
+            text = f"equal to {equal}, which is on hold: {hold.reason}; lift the hold to let it in"
+            ended = replace_state(result, "Failed", "Held", text)
+            yield FinishTask(axon=context.axon.name, task=name, reason=text, result=ended)
+            return
     yield from _deploy(context, deployer, name, backends, tasks, routes, result)
 
 
@@ -226,7 +235,7 @@ def decide_rollback(desired: DesiredState, axon: str, deployer: str, event: Even
         reason=alert_text(event),
         alert=event.id,
         since=event.at.replace(microsecond=0),
-        earlier=others,
+        earlier=others[others.index(version) + 1 :],
     )
     return decided if isinstance(decided, Verdict) else (version, decided)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from policies.canonical import digest_value, short_name
-from policies.terms.digest import Digest, digest_of
+from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec
 
 
@@ -87,12 +87,12 @@ def version_id(*, commit: str, events: str, images: Iterable[str], models: Itera
 def object_name(*parts: str, limit: int = 63) -> str:
     """A name of `[a-z0-9-]` for a job or server.
 
-    Law: different parts give different names; a name that would be too long or would lose characters ends in a digest
-    of its parts.
+    Law: different parts give different names. Where the parts alone cannot promise that (one has a dash or other
+    letters, or all are too long), the name ends in `--` and a digest of them, which no plain name has.
     """
-    text = "-".join(parts)
-    plain = "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower()).strip("-")
-    if plain == text and len(plain) <= limit and "--" not in plain:
+    plain = "-".join(parts)
+    if len(plain) <= limit and all(part and part.isascii() and part.isalnum() and part == part.lower() for part in parts):
         return plain
-    tail = short_name(digest_of("\0".join(parts).encode()), length=8)
-    return f"{plain[: limit - 9].strip('-')}-{tail}"
+    text = "".join(char if char.isascii() and char.isalnum() else "-" for char in plain.lower())
+    shown = "-".join(word for word in text.split("-") if word)[: limit - 10].strip("-") or "x"
+    return f"{shown}--{short_name(digest_value(list(parts)), length=8)}"

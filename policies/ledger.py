@@ -6,12 +6,11 @@ a place that `check_chain` names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from policies.canonical import canonical, digest_value
+from policies.canonical import canonical, digest_value, parse
 from policies.errors import DesiredStateError
 from policies.terms.digest import Digest
 from policies.terms.record import Entry, Statement
@@ -34,7 +33,7 @@ def entry_of(statement: Statement, *, number: int, at: datetime, previous: Diges
     What is recorded is what is read back: keys in their canonical order, whole numbers as such. Otherwise a restart
     would change the bytes of what follows from it.
     """
-    statement = replace(statement, body=json.loads(canonical(statement.body)))
+    statement = replace(statement, body=parse(canonical(statement.body)))
     digest = _digest(statement, number, at, previous)
     return Entry(number=number, at=at, statement=statement, previous=previous, digest=digest, signature=sign(digest.encode()))
 
@@ -52,7 +51,7 @@ def decode(line: bytes, *, where: str = "ledger") -> Entry:
         DesiredStateError: Not an entry.
     """
     try:
-        value = json.loads(line)
+        value = parse(line)
         statement = Statement(kind=value["kind"], key=value["key"], axon=value["axon"], body=value["body"])
         return Entry(
             number=int(value["number"]),

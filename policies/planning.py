@@ -39,6 +39,7 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
     steps: list[AnyStep] = [*_project_steps(desired)]
     for name in sorted(desired.axons):
         steps += _axon_steps(desired, desired.axons[name], observed, now, around)
+    steps += _gone(desired, observed)
     steps = list(_within_limits(steps, desired, observed, around))
     steps += serving_steps(desired, observed, around, steps)
     free, forget = freeable(observed), forgettable(observed)
@@ -77,10 +78,8 @@ def _axon_steps(
         sensor = next((item for item in axon.document.spec.sensors if item.name == run.sensor), None)
         only_rolls_back = sensor is not None and all(entry.rollback for group in sensor.tasks for entry in group)
         if sensor is None or (run.axon_digest != axon.digest and not only_rolls_back):
-            if not _is_over(run, sensor, observed):
-                jobs = tuple(
-                    job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id
-                )
+            jobs = tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
+            if jobs or not _is_over(run, sensor, observed):
                 yield SupersedeRun(axon=axon.name, reason="a newer commit does not need it", run=run, jobs=jobs)
             continue
         yield from _run_steps(desired, axon, sensor, run, observed, now, around)
@@ -176,6 +175,16 @@ def _guarded(context: TaskContext) -> Iterator[AnyStep]:
 
 def _never_fires(axon: DesiredAxon, sensor: str) -> bool:
     return any(item.name == sensor and item.conditions for item in axon.document.spec.sensors)
+
+
+def _gone(desired: DesiredState, observed: Observed) -> Iterator[AnyStep]:
+    """Runs of axons that no commit has any more. A manifest that cannot be read is not gone: what runs goes on."""
+    if desired.faults or not desired.is_trusted:
+        return
+    for run in observed.recorded.runs.values():
+        jobs = tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
+        if run.axon not in desired.axons and not run.superseded and jobs:
+            yield SupersedeRun(axon=run.axon, reason="its axon is gone from the branch", run=run, jobs=jobs)
 
 
 def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:

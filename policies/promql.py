@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +22,32 @@ import promql_parser
 from policies.errors import DesiredStateError
 
 LOOKBACK_SECONDS = 300.0
+LONGEST_TEXT = 2000
+DEEPEST = 60
+"""Conditions that people write are far smaller; the parser and we recurse, and must come back."""
 ARITHMETIC = ("+", "-", "*", "/")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 SETS = ("and", "or", "unless")
+
+
+def _sum(values: Sequence[float]) -> float:
+    """The exact sum where there is one; what is too large or no number comes out as such, and stops nothing."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return sum(values)
+
+
+def _extreme(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:
+    """The least or the most of those values that are numbers."""
+    return choose([value for value in values if not math.isnan(value)] or [math.nan])
+
+
 AGGREGATIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "sum": math.fsum,
-    "avg": lambda values: math.fsum(values) / len(values),
-    "min": min,
-    "max": max,
+    "sum": _sum,
+    "avg": lambda values: _sum(values) / len(values),
+    "min": lambda values: _extreme(values, min),
+    "max": lambda values: _extreme(values, max),
     "count": lambda values: float(len(values)),
 }
 POINTWISE: Mapping[str, Callable[[float], float]] = {
@@ -92,11 +111,33 @@ def parse(text: str) -> Query:
     Raises:
         DesiredStateError: Not PromQL, or a part of it that Myelin does not evaluate, by name.
     """
+    if len(text) > LONGEST_TEXT or _depth(text) > DEEPEST:
+        raise _refuse(f"a condition of {len(text)} characters, or nested deeper than {DEEPEST},")
     try:
-        tree = promql_parser.parse(text)
+        query = _read(promql_parser.parse(text))
     except (ValueError, OverflowError) as error:
         raise DesiredStateError(f"expected PromQL, got {text[:80]!r}: {error}", reason="NotPromql") from error
-    return _read(tree)
+    except RecursionError:
+        raise _refuse(f"a condition nested deeper than {DEEPEST}") from None
+    waiting = [(query, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if node.kind == "range":
+            raise _refuse("a range without a function")
+        if depth > DEEPEST:
+            raise _refuse(f"a condition nested deeper than {DEEPEST}")
+        waiting += [(part, depth + 1) for part in node.parts]
+    return query
+
+
+def _depth(text: str) -> int:
+    """How deep brackets and signs are nested in a text, before anybody parses it."""
+    deepest = depth = signs = 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        signs = signs + 1 if char in "+-" else signs if char.isspace() else 0
+        deepest = max(deepest, depth, signs)
+    return deepest
 
 
 def threshold_of(query: Query) -> float | None:
@@ -175,8 +216,11 @@ def _selector(tree: Any, kind: str, seconds: float) -> Query:
     for _, sign, value in matchers:
         if sign in ("=~", "!~"):
             try:
-                re.compile(value)
-            except (re.error, RecursionError, OverflowError) as error:
+                with warnings.catch_warnings():
+                    # What Python warns of ([[:alpha:]], [a&&b]) means something else to Prometheus.
+                    warnings.simplefilter("error")
+                    re.compile(value)
+            except (re.error, RecursionError, OverflowError, Warning) as error:
                 raise _refuse(f"the regular expression {value!r} ({error})") from error
     if tree.name:
         matchers = (("__name__", "=", tree.name), *matchers)
@@ -317,11 +361,28 @@ def _combine(query: Query, left: float | list[Sample], right: float | list[Sampl
             other = right if isinstance(right, float) else item.value
             found += _keep(query, item, _apply(query.name, one, other), item.value)
         return found
-    others = {_matched(query, item.labels): item for item in right}
-    for item in left:
-        other_item = others.get(_matched(query, item.labels))
-        if other_item is not None:
-            found += _keep(query, item, _apply(query.name, item.value, other_item.value), item.value)
+    theirs = _one_each(query, right)
+    ours = _one_each(query, [item for item in left if _matched(query, item.labels) in theirs])
+    for key, item in ours.items():
+        # As Prometheus has it: what was matched on stays, what was ignored goes.
+        matched = item if query.keeps_labels is None else Sample(labels=dict(key), value=item.value)
+        found += _keep(query, matched, _apply(query.name, item.value, theirs[key].value), item.value)
+    return found
+
+
+def _one_each(query: Query, samples: Sequence[Sample]) -> dict[tuple[tuple[str, str], ...], Sample]:
+    """Samples by what they are matched by.
+
+    Raises:
+        DesiredStateError: Several match at once, which has no answer.
+    """
+    found: dict[tuple[tuple[str, str], ...], Sample] = {}
+    for sample in samples:
+        key = _matched(query, sample.labels)
+        if key in found:
+            shown = ", ".join(f"{name}={value}" for name, value in key) or "no label"
+            raise DesiredStateError(f"operator {query.name}: several series match on {shown}", reason="PromqlAmbiguous")
+        found[key] = sample
     return found
 
 

@@ -28,46 +28,62 @@ def fold(entries: Sequence[Entry], *, onto: Recorded | None = None) -> Recorded:
     new = [entry for entry in entries if entry.number > before.entries]
     if not new:
         return before
-    events, runs, tasks = dict(before.events), dict(before.runs), dict(before.tasks)
-    asks, tells = dict(before.asks), dict(before.tells)
-    inputs, deploying, resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
+    building = _Building(before)
     for entry in new:
+        try:
+            building.take(entry)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # an entry of another Myelin, or a damaged one: what it says is not known, so it is not said
+    return building.result(new[-1])
+
+
+class _Building:
+    """A fold on its way."""
+
+    def __init__(self, before: Recorded) -> None:
+        self.events, self.runs, self.tasks = dict(before.events), dict(before.runs), dict(before.tasks)
+        self.asks, self.tells = dict(before.asks), dict(before.tells)
+        self.inputs, self.deploying, self.resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
+
+    def take(self, entry: Entry) -> None:
         body, axon = entry.statement.body, entry.statement.axon
         match entry.statement.kind:
             case "event":
-                events[body["id"]] = _event(body, axon)
+                self.events[body["id"]] = _event(body, axon)
             case "resolved":
-                resolved.add(body["event"])
+                self.resolved.add(body["event"])
             case "run":
-                runs[body["run"]] = _run(body, axon)
+                self.runs[body["run"]] = _run(body, axon)
             case "superseded":
-                if run := runs.get(body["run"]):
-                    runs[run.id] = replace(run, superseded=body["reason"])
+                if run := self.runs.get(body["run"]):
+                    self.runs[run.id] = replace(run, superseded=body["reason"])
             case "task":
                 task = _task(body, axon, entry.at)
-                tasks[task.id] = task
+                self.tasks[task.id] = task
                 if task.state == "Succeeded" and task.inputs:
-                    inputs[task.inputs] = task.id
+                    self.inputs[task.inputs] = task.id
             case "ask":
-                asks[body["taskRun"]] = (*asks.get(body["taskRun"], ()), _ask(body))
+                self.asks[body["taskRun"]] = (*self.asks.get(body["taskRun"], ()), _ask(body))
             case "tell":
-                tells[body["taskRun"]] = (*tells.get(body["taskRun"], ()), _tell(body))
+                self.tells[body["taskRun"]] = (*self.tells.get(body["taskRun"], ()), _tell(body))
             case "deploying":
-                deploying[body["taskRun"]] = entry.at
+                self.deploying[body["taskRun"]] = entry.at
             case _:
                 pass
-    return Recorded(
-        entries=new[-1].number,
-        head=new[-1].digest,
-        events=events,
-        runs=runs,
-        tasks=tasks,
-        asks=asks,
-        tells=tells,
-        resolved=frozenset(resolved),
-        inputs=inputs,
-        deploying=deploying,
-    )
+
+    def result(self, last: Entry) -> Recorded:
+        return Recorded(
+            entries=last.number,
+            head=last.digest,
+            events=self.events,
+            runs=self.runs,
+            tasks=self.tasks,
+            asks=self.asks,
+            tells=self.tells,
+            resolved=frozenset(self.resolved),
+            inputs=self.inputs,
+            deploying=self.deploying,
+        )
 
 
 def event_statement(event: Event) -> Statement:

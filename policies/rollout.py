@@ -70,7 +70,7 @@ def roll_back(
         reason: The alert's name, value and threshold, for people.
         alert: Event id of the alert.
         since: When it began to fire.
-        earlier: Other versions of this deployer, newest first.
+        earlier: Versions of this deployer that are older than it, newest first.
     Returns:
         The new release; a verdict when there is nothing to go back to or nothing to do.
     """
@@ -87,7 +87,7 @@ def roll_back(
         if not candidates:
             return Verdict(answer="deny", reasons=(f"{version} is the only version: there is none to go back to",))
         stays = {candidates[0]: 100}
-    shadow = "" if release.spec.shadow == version else release.spec.shadow
+    shadow = "" if release.spec.shadow in (version, *stays) else release.spec.shadow
     holds = (*release.spec.holds, Hold(version=version, reason=reason, alert=alert, since=since))
     order = [share.version for share in release.spec.traffic if share.version in stays] or list(stays)
     return _release(release.metadata.axon, release.metadata.name, _to_hundred(stays, order), shadow, holds)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import isfinite
+from typing import Any
 
 from policies.alerts import fingerprint
 from policies.identity import event_id, event_set, run_id
@@ -39,21 +40,25 @@ def due_events(axon: DesiredAxon, observed: Observed, now: datetime) -> Iterator
     """Occurrences that hold now and are not recorded yet."""
     recorded = observed.recorded
     for sensor in axon.document.spec.sensors:
+        heard: set[str] = set()
         for name, trigger in triggers_of(sensor):
             found: list[Event] = []
             if is_commit(trigger):
-                subject = {"axonDigest": axon.digest}
-                found = [_event("Commit", axon.name, sensor.name, name, subject, now)]
+                found = list(_commit(axon, sensor, name, recorded, now))
             elif trigger is not None and trigger.type == "Lifecycle":
                 found = list(_lifecycle(axon, sensor, name, trigger, recorded, now))
             elif trigger is not None and trigger.type == "Alert":
                 found = list(_alerts(axon, sensor, name, observed))
             elif trigger is not None and trigger.type == "Rest":
+                # What names no trigger is for the first that takes events by HTTP: one event fires once.
                 found = [
                     replace(event, trigger=name)
                     for event in observed.received
-                    if (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in ("", name)
+                    if (event.axon, event.sensor) == (axon.name, sensor.name)
+                    and event.trigger in ("", name)
+                    and event.id not in heard
                 ]
+                heard |= {event.id for event in found}
             yield from (event for event in found if event.id not in recorded.events)
 
 
@@ -69,7 +74,8 @@ def ended_alerts(axon: DesiredAxon, observed: Observed) -> Iterator[Event]:
 def fired(axon: DesiredAxon, recorded: Recorded, now: datetime) -> Iterator[Run]:
     """Runs that are due: sensors whose triggers all (or any) have an event that no run of theirs used."""
     for sensor in axon.document.spec.sensors:
-        if _is_resting(axon.name, sensor, recorded, now):
+        places = _places(axon.name, sensor, recorded, now)
+        if places == 0:
             continue
         used = {
             event
@@ -78,14 +84,15 @@ def fired(axon: DesiredAxon, recorded: Recorded, now: datetime) -> Iterator[Run]
             for event in run.events
         }
         fresh: dict[str, list[Event]] = {name: [] for name, _ in triggers_of(sensor)}
-        for event in recorded.events.values():
+        for event in sorted(recorded.events.values(), key=lambda item: (item.at, item.id)):
             is_ours = (event.axon, event.sensor) == (axon.name, sensor.name) and event.trigger in fresh
             if is_ours and event.id not in used and _is_current(event, axon, recorded):
                 fresh[event.trigger].append(event)
         for events in _sets(fresh, sensor.when or "all"):
             ids = tuple(sorted(event.id for event in events))
             identity = run_id(axon.name, axon.digest, sensor.name, ids)
-            if identity not in recorded.runs:
+            if identity not in recorded.runs and places != 0:
+                places = places - 1 if places is not None else None
                 yield Run(
                     id=identity,
                     axon=axon.name,
@@ -107,7 +114,7 @@ def _sets(fresh: Mapping[str, list[Event]], when: str) -> Iterator[tuple[Event, 
         for events in fresh.values():
             yield from ((event,) for event in events)
     elif all(fresh.values()):
-        yield tuple(events[-1] for events in fresh.values())
+        yield tuple(events[0] for events in fresh.values())
 
 
 def _is_current(event: Event, axon: DesiredAxon, recorded: Recorded) -> bool:
@@ -121,12 +128,35 @@ def _is_current(event: Event, axon: DesiredAxon, recorded: Recorded) -> bool:
     return True
 
 
-def _is_resting(axon: str, sensor: Sensor, recorded: Recorded, now: datetime) -> bool:
+def _places(axon: str, sensor: Sensor, recorded: Recorded, now: datetime) -> int | None:
+    """How many runs a sensor may start now: its cooldown lets one at a time, its day so many; None: as many as it likes."""
     starts = sorted(run.started_at for run in recorded.runs.values() if run.axon == axon and run.sensor == sensor.name)
-    if starts and now - starts[-1] < timedelta(seconds=parse_duration(sensor.cooldown)):
-        return True
-    today = [at for at in starts if now - at < timedelta(days=1)]
-    return sensor.max_per_day is not None and len(today) >= sensor.max_per_day
+    cooldown = timedelta(seconds=parse_duration(sensor.cooldown))
+    if starts and now - starts[-1] < cooldown:
+        return 0
+    places = 1 if cooldown else None
+    if sensor.max_per_day is not None:
+        left = max(sensor.max_per_day - sum(now - at < timedelta(days=1) for at in starts), 0)
+        places = left if places is None else min(places, left)
+    return places
+
+
+def _commit(axon: DesiredAxon, sensor: Sensor, name: str, recorded: Recorded, now: datetime) -> Iterator[Event]:
+    """That the axon's digest is another one than when this trigger last fired.
+
+    A digest that comes back, by a revert, is an occurrence of its own: it is told apart by how often it came.
+    """
+    seen = [
+        event.data.get("axonDigest")
+        for event in recorded.events.values()
+        if event.kind == "Commit" and (event.axon, event.sensor, event.trigger) == (axon.name, sensor.name, name)
+    ]
+    if seen and seen[-1] == axon.digest:
+        return
+    subject: dict[str, Any] = {"axonDigest": axon.digest}
+    if times := seen.count(axon.digest):
+        subject["occurrence"] = times + 1
+    yield _event("Commit", axon.name, sensor.name, name, subject, now)
 
 
 def _lifecycle(
@@ -166,6 +196,6 @@ def _alert_event(alert: Alert) -> Event:
     return replace(event, data=data)
 
 
-def _event(kind: str, axon: str, sensor: str, trigger: str, subject: Mapping[str, str], at: datetime) -> Event:
+def _event(kind: str, axon: str, sensor: str, trigger: str, subject: Mapping[str, Any], at: datetime) -> Event:
     identity = event_id(kind, axon, sensor, trigger, subject)
     return Event(id=identity, kind=kind, axon=axon, sensor=sensor, trigger=trigger, at=at, data=dict(subject))  # type: ignore[arg-type]

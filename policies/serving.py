@@ -20,7 +20,7 @@ from policies.terms.version import BackendRecord, Version
 
 def server_name(version: Version, backend: BackendRecord) -> str:
     """Name of the server of one backend of one version."""
-    return object_name(version.metadata.axon, version.metadata.name, backend.model.lower(), backend.backend.lower())
+    return object_name(version.metadata.axon, version.metadata.name, backend.model, backend.backend)
 
 
 def proxy_name(axon: str, deployer: str) -> str:

@@ -150,6 +150,8 @@ def reused(context: TaskContext, result: TaskRun) -> TaskRun | None:
         earlier,
         id=result.id,
         run=result.run,
+        axon=result.axon,
+        task=result.task,
         at=result.at,
         reused=earlier.id,
         reason="Reused",

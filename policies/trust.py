@@ -38,7 +38,8 @@ def judge(pin: Pin, commits: Sequence[CommitFacts], *, trusted: TrustState | Non
 
     A commit is trusted when all of its parents are, and its signature is by someone whom every parent's `spec.trust.signers`
     names (so a key that was taken out cannot come back by a merge of an old line). The controller's key may touch the
-    write-back paths only. A change of the signers counts from the next commit on. The head never leaves its own line:
+    write-back paths only, and merges nothing. A change of the signers counts from the next commit on. The head never
+    leaves its own line:
     it moves only to descendants of itself, along first parents.
 
     Judging in several steps gives the same answer as judging at once.
@@ -95,6 +96,8 @@ def _judge_one(pin: Pin, facts: CommitFacts, lists: Sequence[tuple[TrustedKey, .
     if signature is None:
         if not pin.unsafe_unsigned:
             return "", f"expected a signed commit, got an unsigned one; {HOW_TO_SIGN}"
+        if any(other != lists[0] for other in lists):
+            return "", "merges lines with other spec.trust.signers without a signature"
         if facts.signers and lists[0] and facts.signers != lists[0]:
             return "", "changes spec.trust.signers without a signature, which not even unsafeUnsignedCommits allows"
         return "", ""
@@ -103,6 +106,9 @@ def _judge_one(pin: Pin, facts: CommitFacts, lists: Sequence[tuple[TrustedKey, .
     if not signature.valid:
         return "", f"the signature by {signature.fingerprint} does not fit the commit, which was changed after signing"
     if is_own(facts, pin.controller):
+        if len(facts.parents) > 1:
+            # What a merge takes from one line and leaves of the other is not among its changed paths.
+            return "", "signed by the controller's key, which never merges"
         for path in facts.changed_paths:
             if not may_touch(path, pin.write_back_paths):
                 return "", f"signed by the controller's key, which may not touch {path}, only {', '.join(pin.write_back_paths)}"

@@ -14,6 +14,10 @@ TRAILERS = ("Myelin-Run", "Myelin-Event", "Myelin-Version", "Myelin-Alert")
 """The order in which trailers are written; others follow, sorted."""
 
 
+_NO_WIDTH = frozenset(map(chr, (*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF)))
+"""Letters that HFS+ leaves out of a name."""
+
+
 def is_plain(path: str) -> bool:
     """Whether a path is relative, normalised and safe to write in any Git repository.
 
@@ -21,10 +25,13 @@ def is_plain(path: str) -> bool:
     """
     if not path or len(path) > 4096 or any(ord(letter) < 32 or ord(letter) == 127 for letter in path) or "\\" in path:
         return False
-    return not any(
-        part in ("", ".", "..") or part.lower().rstrip(" .") in (".git", "git~1") or part.lower().startswith(".git:")
-        for part in path.split("/")
-    )
+    return not any(part in ("", ".", "..") or _undisguised(part) in (".git", "git~1") for part in path.split("/"))
+
+
+def _undisguised(part: str) -> str:
+    """A name as file systems may read it: without letters that have no width, a stream's name, and dots at its end."""
+    seen = "".join(letter for letter in part if letter not in _NO_WIDTH)
+    return seen.partition(":")[0].rstrip(" .").lower()
 
 
 def may_touch(path: str, allowed: Iterable[str]) -> bool:
@@ -57,10 +64,9 @@ def message(subject: str, body: str, trailers: Mapping[str, Sequence[str]]) -> s
 
     No text can forge a trailer: whatever would read as one in subject or body is indented.
     """
-    parts = [_line(subject) or "update", _body(body)]
     order = [*(name for name in TRAILERS if name in trailers), *sorted(set(trailers) - set(TRAILERS))]
     lines = [f"{name}: {_line(value)}" for name in order for value in trailers[name] if _line(value)]
-    parts.append("\n".join(lines))
+    parts = [_line(subject) or "update", _body(body, is_last=not lines), "\n".join(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -79,10 +85,15 @@ def _line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-def _body(text: str) -> str:
+def _body(text: str, *, is_last: bool) -> str:
+    """A body in which Git finds neither a trailer of ours, nor the end of the message; nor any trailer where it is last."""
     lines = [
         "".join(letter if letter.isprintable() or letter == "\t" else " " for letter in line).rstrip()
         for line in text.splitlines()
     ]
-    lines = [f" {line}" if line.lower().startswith("myelin-") else line for line in lines]
+    lines = [f" {line}" if _is_odd(line, is_last=is_last) else line for line in lines]
     return "\n".join(lines).strip("\n")
+
+
+def _is_odd(line: str, *, is_last: bool) -> bool:
+    return line.lower().startswith(("myelin-", "#")) or (is_last and (":" in line or line.startswith("(cherry")))

@@ -13,6 +13,7 @@ OUTCOMES = Gauge("myelin_outcomes", "Outcomes of the last pass", ["state"], regi
 LEDGER_ENTRIES = Gauge("myelin_ledger_entries", "Entries of the ledger", registry=REGISTRY)
 UNSIGNED = Gauge("myelin_unsafe_unsigned_commits", "Unsigned commits that were accepted", registry=REGISTRY)
 UNTRUSTED = Gauge("myelin_untrusted_tip", "1 while the branch's tip is not trusted", registry=REGISTRY)
+REFUSED_RULES = Counter("myelin_refused_rules", "Alert conditions that could not be evaluated, by looks", registry=REGISTRY)
 WRONG_TOKENS = Counter("myelin_wrong_tokens", "Requests to the inbox with a wrong token", registry=REGISTRY)
 
 

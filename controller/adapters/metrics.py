@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+from controller.adapters import gauges
 from controller.adapters.gauges import parse_exposition
 from policies.alerts import firing
 from policies.errors import ControllerError
@@ -75,7 +76,7 @@ class SampledMetrics:
             try:
                 found += firing(rule, _query(rule.condition), series, now)
             except ControllerError:
-                continue  # lint says why; the other rules go on
+                gauges.REFUSED_RULES.inc()  # `status` and lint say which cannot be evaluated; the other rules go on
         return tuple(found)
 
     def value(self, query: str, now: datetime) -> float | None:
