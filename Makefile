@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench lock
+.PHONY: demo test check bench docs lock
 
 $(VENV)/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.run
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.run
+	$(BIN)/python docs/reference/generate.py
 
 lock: $(VENV)/.bootstrap
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/controller.txt

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from controller.adapters import gauges
@@ -29,6 +31,7 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
         until_idle: Until nothing is due or running.
     """
     waker = Waker()
+    _keep_faults(settings.state)
     stopping: list[int] = []
 
     def stop_soon(number: int, _: object) -> None:
@@ -45,6 +48,17 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
             return _passes(settings, wired, waker, stopping, tell=tell, once=once, until_idle=until_idle)
         finally:
             stop()
+
+
+def _keep_faults(state: Path) -> None:
+    """Traces of faults of our own go to a file for whoever mends them; a person is told the outcome."""
+    state.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("myelin.faults")
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.addHandler(RotatingFileHandler(state / "faults.log", maxBytes=1 << 20, backupCount=1, delay=True))
 
 
 def _passes(

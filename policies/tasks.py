@@ -99,7 +99,7 @@ def image_steps(
         return state.digest
     phase = state.phase if state else "absent"
     message = state.message if state else ""
-    if state is not None and state.phase == "failed" and state.reason != "Silent":
+    if state is not None and state.phase == "failed" and not state.is_passing:
         result = context_result(context, name, "image", "")
         text = f"image {spec.repository}: {state.message}"
         yield FinishTask(

@@ -119,14 +119,14 @@ class PythonImages:
             try:
                 digest, materials = self._build(spec, identity)
             except SilentError as error:
-                self._tell(identity, ImageState(phase="failed", reason="Silent", message=error.message))
+                self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message, is_passing=True))
                 return
             except ControllerError as error:
                 self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message))
                 return
             except OSError as error:
-                text = f"image store: {error.strerror or error}"
-                self._tell(identity, ImageState(phase="failed", reason="Silent", message=text))
+                text, reason = f"image store: {error.strerror or error}", "DiskFull" if error.errno == 28 else "Disk"
+                self._tell(identity, ImageState(phase="failed", reason=reason, message=text, is_passing=True))
                 return
             except Exception as error:  # noqa: BLE001  nobody else would hear of it, and it would build for ever
                 faults.error("fault while building %s", spec.repository, exc_info=error)

@@ -126,5 +126,7 @@ class ImageState:
     reason: str = ""
     message: str = ""
     """Progress while building; the fault when failed."""
+    is_passing: bool = False
+    """Whether what failed may work another time: somebody did not answer, or the disk was full."""
     materials: Mapping[str, Any] = field(default_factory=dict)
     """What went in: base, lock digest, wheels; goes into the ledger and the provenance."""

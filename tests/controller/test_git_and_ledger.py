@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -146,3 +147,12 @@ def test_one_writer_for_each_folder(place: Place) -> None:
     with pytest.raises(RefusedError, match="another controller"):
         GitLedger(place.repository("two"), place.folder / "ledger", place.key, SystemClock())
     ledger.close()
+
+
+def test_two_threads_read_side_by_side_and_each_gets_its_own(place: Place) -> None:
+    repository = place.repository("one")
+    files: dict[str, bytes | None] = {f"f{number}": f"{number}\n".encode() * (number * 50 + 1) for number in range(40)}
+    tip = repository.push(branch="main", parent="", changes=files, message="many", at=AT)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: dict(repository.read_many(tip, list(files))), range(24)))
+    assert all(item == files for item in found)

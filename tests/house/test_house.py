@@ -1,6 +1,7 @@
 """The house rules that a machine can check."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -79,3 +80,37 @@ def test_no_file_names_a_registry_or_a_machine(word: str) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     own = Path(__file__).relative_to(ROOT).as_posix()
     assert [name for name in listed if name != own and word in (ROOT / name).read_text(errors="replace")] == []
+
+
+def test_the_reference_of_the_documents_is_what_the_types_say() -> None:
+    place = ROOT / "docs/reference/generate.py"
+    found = importlib.util.spec_from_file_location("generate", place)
+    assert found is not None
+    assert found.loader is not None
+    generate = importlib.util.module_from_spec(found)
+    found.loader.exec_module(generate)
+    assert "\n".join(generate.written()) + "\n" == generate.PAGE.read_text(), "run `make docs`"
+
+
+def test_every_command_is_in_the_reference_and_no_other() -> None:
+    text = (ROOT / "docs/reference/commands.md").read_text()
+    said = subprocess.run([sys.executable, "-m", "controller", "--help"], capture_output=True, text=True, check=True).stdout
+    commands = set(re.findall(r"^  ([a-z]+) ", said.split("Commands:")[1], re.MULTILINE))
+    assert set(re.findall(r"^## `myelin ([a-z]+)", text, re.MULTILINE)) == commands
+
+
+def test_no_message_names_a_command_that_is_not_there() -> None:
+    said = subprocess.run([sys.executable, "-m", "controller", "--help"], capture_output=True, text=True, check=True).stdout
+    commands = set(re.findall(r"^  ([a-z]+) ", said.split("Commands:")[1], re.MULTILINE))
+    named = {
+        (path.relative_to(ROOT).as_posix(), word)
+        for path in [
+            *modules(),
+            *(ROOT / "runtime").rglob("*.py"),
+            *(ROOT / "docs").rglob("*.md"),
+            ROOT / "README.md",
+            ROOT / "SECURITY.md",
+        ]
+        for word in re.findall(r"`myelin ([a-z]+)", path.read_text())
+    }
+    assert {item for item in named if item[1] not in commands} == set()
