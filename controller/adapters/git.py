@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -98,6 +99,8 @@ class GitRepository:
         self._again_at: dict[str, float] = {}
         self._silent: dict[str, tuple[int, SilentError]] = {}
         self._batch: Any = None
+        self._asking = threading.Lock()
+        """One question at a time: a pass and a build in its thread read through the same helper process."""
         self._git = _git(mirror)
         self._prepare()
 
@@ -264,19 +267,19 @@ class GitRepository:
         )
 
     def _object_info(self, name: str) -> tuple[str, str, int] | None:
-        head = self._ask(name)
-        if head is None:
-            return None
-        blob, kind, size = head
-        self._batch.stdout.read(size + 1)
-        return blob, kind, size
+        with self._asking:
+            head = self._ask(name)
+            if head is not None:
+                self._batch.stdout.read(head[2] + 1)
+            return head
 
     def _object(self, name: str) -> bytes | None:
-        head = self._ask(name)
-        if head is None:
-            return None
-        content: bytes = self._batch.stdout.read(head[2] + 1)
-        return content[:-1] if head[1] != "tree" else None
+        with self._asking:
+            head = self._ask(name)
+            if head is None:
+                return None
+            content: bytes = self._batch.stdout.read(head[2] + 1)
+            return content[:-1] if head[1] != "tree" else None
 
     def _ask(self, name: str) -> tuple[str, str, int] | None:
         if "\n" in name:
@@ -296,13 +299,14 @@ class GitRepository:
         """End the helper process."""
         from git.exc import GitError
 
-        if self._batch is not None:
-            try:
-                self._batch.stdin.close()
-                self._batch.wait()
-            except (GitError, OSError):
-                pass  # it is gone, which is what was wanted
-            self._batch = None
+        with self._asking:
+            if self._batch is not None:
+                try:
+                    self._batch.stdin.close()
+                    self._batch.wait()
+                except (GitError, OSError):
+                    pass  # it is gone, which is what was wanted
+                self._batch = None
 
     def _run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> str:
         try:

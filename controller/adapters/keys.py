@@ -75,9 +75,7 @@ class SshKey:
         try:
             private = serialization.load_ssh_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            text = (
-                f"{path}: expected an OpenSSH private key without passphrase, got something else; make one with `myelin keys new`"
-            )
+            text = f"{path}: expected an OpenSSH key without passphrase, got another file; make one with `ssh-keygen -t ed25519`"
             raise TrustError(text, reason="NoKey") from error
         if not isinstance(private, ed25519.Ed25519PrivateKey):
             raise TrustError(
