@@ -111,9 +111,14 @@ class _Teller:
         print(f"   git -C {self._clone} log origin/myelin/ledger   everything that happened")
         print("Go on with your own: myelin init DIR, cd DIR, myelin run; README.md has a tutorial.")
         if not keep:
-            print("Serving ends here; myelin demo --dir DIR --keep goes on.")
+            print("Serving ends here; myelin demo --dir DIR --keep goes on, with URLs to ask and a repository to push to.")
             return
-        print(f"Serving {public} until you press Ctrl-C.")
+        print(f"\nServing until you press Ctrl-C. In another terminal, in {self._clone}:")
+        print(f"   curl -d @question.json {public}predict     by traffic; question.json is one of axons/digits/samples.json as")
+        print('                  {"data": {"ndarray": [pixels]}}')
+        for version in self._shares():
+            print(f"   {self._urls(version)[1]}predict     {version} alone")
+        print("   myelin status, myelin endpoint digits; edit axons/digits/axon.yaml, git commit -am …, git push")
         try:
             while self._controller is not None and self._controller.poll() is None:
                 time.sleep(0.5)
