@@ -443,6 +443,8 @@ def _instant(committer: str) -> datetime:
 
 
 def _outside(what: str, text: str) -> OutsideError:
+    if "no space left" in text.lower():
+        return SilentError(f"{what}: no space left on the disk", reason="DiskFull")
     words = _last_words(text)
     if any(word in text.lower() for word in _NO):
         return RefusedError(f"{what}: {words}")

@@ -1,7 +1,13 @@
 """Whole passes on real parts: a real repository, real images, real processes; one small program a case."""
 
+import contextlib
+import os
+import shutil
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,3 +168,27 @@ def test_a_repository_that_is_away_for_a_while_stops_nothing(made: Project) -> N
         report = run_pass(wired.following, wired.ports)
         assert not [item for item in report.outcomes if item.reason == "RepositoryGone"]
         assert wired.ports.ledger.push() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk to fill")
+def test_a_full_disk_is_said_and_work_goes_on_when_there_is_room_again(made: Project, tmp_path: Path) -> None:
+    made.start()
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(small)], check=True)
+    try:
+        shutil.copytree(made.place.state / "keys", small / "keys")
+        with wire(replace(project.settings_of(made.place), state=small)) as wired:
+            with (small / "junk").open("wb") as junk, contextlib.suppress(OSError):
+                while True:
+                    junk.write(bytes(1 << 20))
+            for _ in range(3):
+                report = run_pass(wired.following, wired.ports)
+            assert [item.reason for item in report.outcomes if item.reason == "Bug"] == []
+            assert any("no space left" in item.message.lower() for item in report.outcomes), report.outcomes
+            (small / "junk").unlink()
+            until(wired, with_reason("Tuned"))
+            assert Counter(entry.statement.kind for entry in wired.ports.ledger.entries())["run"] == 1
+    finally:
+        stop_servers(small)
+        subprocess.run(["umount", str(small)], check=True)
