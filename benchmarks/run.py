@@ -16,8 +16,8 @@ from pathlib import Path
 from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
-from controller.demo import stop_servers
 from controller.loop import run_pass
+from controller.stopping import stop_servers
 from controller.wiring import Wired, wire
 
 AXONS = 100
@@ -73,7 +73,7 @@ def measure(folder: Path) -> Iterator[bool]:
         yield line("resident memory of an idle controller", resident(controller.pid), "MB", 120)
         found = [push_to_job(place, key, number) for number in range(3)]
         yield line("push to job started, with a new image", median(found), "s", 1.0, ("git ls-remote", ask))
-    stop_servers(place.state)
+    stop_servers(place.state, jobs=True)
 
 
 def push(place: project.Place, key: SshKey, files: dict[str, bytes | None]) -> None:

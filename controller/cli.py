@@ -113,13 +113,20 @@ def run(
     port: Annotated[int | None, typer.Option(help="Port of the first deployer's proxy.")] = None,
     inbox_port: Annotated[int | None, typer.Option(help="Port of the inbox.")] = None,
     isolation: Annotated[str | None, typer.Option(help="bubblewrap or none.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the servers that an earlier run left, and exit.")] = False,
 ) -> None:
-    """Follow the repository and make it so, until stopped."""
+    """Follow the repository and make it so, until stopped. Jobs and servers outlive it; the next run takes them up."""
     from controller import follow, project
+    from controller.stopping import stop_servers
 
     place = project.find(repo, state=state, trust=trust)
+    if stop:
+        hint(f"{stop_servers(place.state)} servers ended")
+        return
     settings = project.settings_of(place, branch=branch, proxy_port=port, inbox_port=inbox_port, isolation=isolation)
     report = follow.follow(settings, tell=hint, once=once, until_idle=until_idle)
+    if report is not None and report.observed is not None and report.observed.servers:
+        hint(f"{len(report.observed.servers)} servers go on; `myelin run --stop` ends them, `myelin run` takes them up again")
     if report is not None and any(item.state == "stalled" for item in report.outcomes) and (once or until_idle):
         raise typer.Exit(1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.git import pull
 from controller.adapters.keys import SshKey
 from controller.answers.opened import opened
+from controller.stopping import stop_servers
 from policies.errors import ControllerError, SilentError
 from policies.records import fold
 from policies.terms.release import Release
@@ -102,7 +102,7 @@ class _Teller:
         if self._controller is not None:
             self._controller.send_signal(signal.SIGTERM)
             self._controller.wait(30)
-        stop_servers(self._place.state)
+        stop_servers(self._place.state, jobs=True)
 
     def _close(self, *, keep: bool, public: str) -> None:
         print(f"\nThe story took {time.monotonic() - self._started:.0f} s. Look at:")
@@ -235,15 +235,3 @@ def _drawn(pixels: Sequence[int]) -> str:
     shades = " .:-=+*#%@"
     rows = (pixels[start : start + 8] for start in range(0, 64, 8))
     return "\n".join("      " + "".join(shades[min(pixel * 10 // 17, 9)] * 2 for pixel in row) for row in rows)
-
-
-def stop_servers(state: Path) -> None:
-    """End the servers and jobs of a demo whose controller has ended."""
-    for place in (*(state / "engine/servers").glob("*"), *(state / "engine/jobs").glob("*")):
-        try:
-            known = json.loads((place / "supervisor.json").read_bytes())
-            born = Path(f"/proc/{known['pid']}/stat").read_text().rpartition(")")[2].split()[19]
-            if born == known["born"]:
-                os.kill(known["pid"], signal.SIGTERM)
-        except (OSError, ValueError, KeyError):
-            continue

@@ -17,7 +17,7 @@ from controller import answers, project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
 from controller.adapters.ledger import _read
-from controller.demo import stop_servers
+from controller.stopping import stop_servers
 from policies.terms.record import Entry
 
 SMALLER = {"minBudget: 2": "minBudget: 1", "maxBudget: 18": "maxBudget: 3", "numIteration: 2": "numIteration: 1"}
@@ -39,7 +39,7 @@ def twins(tmp_path: Path) -> Iterator[tuple[project.Place, project.Place]]:
     other = project.Place(url=str(tmp_path / "two.git"), state=tmp_path / "two.state", trust=one.trust, work_tree=None)
     yield one, other
     for place in (one, other):
-        stop_servers(place.state)
+        stop_servers(place.state, jobs=True)
 
 
 def run(place: project.Place) -> subprocess.Popen[str]:

@@ -16,8 +16,8 @@ from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository
 from controller.adapters.keys import SshKey
-from controller.demo import stop_servers
 from controller.loop import Report, run_pass
+from controller.stopping import stop_servers
 from controller.wiring import Wired, wire
 from policies.terms.outcome import Outcome
 
@@ -70,7 +70,7 @@ class Project:
 def made(tmp_path: Path) -> Iterator[Project]:
     made = Project(tmp_path)
     yield made
-    stop_servers(made.place.state)
+    stop_servers(made.place.state, jobs=True)
 
 
 def until(wired: Wired, found: Callable[[Report], Outcome | None], seconds: float = 90) -> tuple[Report, Outcome]:
@@ -190,5 +190,5 @@ def test_a_full_disk_is_said_and_work_goes_on_when_there_is_room_again(made: Pro
             until(wired, with_reason("Tuned"))
             assert Counter(entry.statement.kind for entry in wired.ports.ledger.entries())["run"] == 1
     finally:
-        stop_servers(small)
+        stop_servers(small, jobs=True)
         subprocess.run(["umount", str(small)], check=True)
