@@ -239,3 +239,22 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path) -> Non
         assert list((small / "engine" / "jobs").iterdir()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_port_in_use_is_said_and_taken_once_it_is_free(place: Place) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        spec = ServerSpec(name="s", image=image(place.layout, "server.py"), config={}, port=port)
+        place.engine.serve(spec)
+        state = place.engine.servers()["s"]
+        assert (state.phase, state.reason) == ("failed", "PortInUse")
+        assert f"port {port} is in use" in state.message
+    deadline = time.monotonic() + 20
+    while place.engine.servers()["s"].phase != "ready":
+        assert time.monotonic() < deadline, place.engine.logs("s")
+        place.engine.serve(spec)
+        time.sleep(0.05)
