@@ -51,6 +51,7 @@ class _Teller:
         self._top, self._clone = top, top / "project"
         self._started = time.monotonic()
         self._controller: subprocess.Popen[str] | None = None
+        self._is_ending = False
         self._place = project.Place(url="", state=top, trust=None, work_tree=None)
 
     def tell(self, *, keep: bool) -> int:
@@ -100,6 +101,7 @@ class _Teller:
     def end(self) -> None:
         """Stop everything that was started."""
         if self._controller is not None:
+            self._is_ending = True
             self._controller.send_signal(signal.SIGTERM)
             self._controller.wait(30)
         stop_servers(self._place.state, jobs=True)
@@ -135,6 +137,8 @@ class _Teller:
     def _show(self, controller: subprocess.Popen[str]) -> None:
         assert controller.stderr is not None
         for line in controller.stderr:
+            if self._is_ending:
+                return  # what it says of servers that go on is not true here: they are ended next
             print(f"   [{time.monotonic() - self._started:5.1f} s] {line.rstrip()[:160]}", flush=True)
 
     def _wait(self, what: str, look: Callable[[], Found]) -> Found:

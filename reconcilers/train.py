@@ -25,7 +25,9 @@ def run_job(step: RunJob, ports: Ports) -> Result:
         return Result(outcome=Outcome(state="waiting", subject=subject, reason="Started", message=f"job {step.job.name} started"))
     if state.phase == "running":
         ports.engine.start(step.job)  # a job that was prepared but never started, because we died in between
-        return Result(outcome=Outcome(state="waiting", subject=subject, reason="Running", message=f"job {step.job.name} runs"))
+        return Result(
+            outcome=Outcome(state="waiting", subject=subject, reason="Running", message=f"job {step.job.name} runs{since(state)}")
+        )
     ended = _ended(step, state, ports)
 
     outcome = Outcome(
@@ -36,6 +38,11 @@ def run_job(step: RunJob, ports: Ports) -> Result:
         look_again=True,
     )
     return Result(outcome=outcome, statements=(task_statement(ended),))
+
+
+def since(state: JobState) -> str:
+    """Since when a job runs, in words; so that one which never ends is seen not to."""
+    return f" since {state.started_at:%Y-%m-%d %H:%M:%S} UTC" if state.started_at is not None else ""
 
 
 def free(step: FreeJobs, ports: Ports) -> Result:

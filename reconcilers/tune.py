@@ -20,7 +20,7 @@ from policies.terms.plan import Tune
 from policies.terms.task import JobSpec, JobState
 from policies.terms.trial import Ask, Experiment, Tell, TrialRun
 from reconcilers.ports import Ports
-from reconcilers.train import reported_loss, reported_metrics
+from reconcilers.train import reported_loss, reported_metrics, since
 
 
 def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Tell]) -> Result:
@@ -67,6 +67,9 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
     text = f"{len(told)} of {facts.runs} trials done, {running} running"
     if best is not None and best.metric is not None:
         text += f", best {step.loss_metric} {best.metric:.4g} ({best.run.trial} at budget {best.run.budget:g})"
+    trials = [job for job in jobs.values() if job.phase == "running" and job.labels.get("taskRun") == step.experiment.id]
+    if oldest := min((job for job in trials if job.started_at), key=lambda job: str(job.started_at), default=None):
+        text += f", the oldest{since(oldest)}"
     return Result(outcome=Outcome(state="waiting", subject=subject, reason="Tuning", message=text))
 
 
