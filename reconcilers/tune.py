@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from policies.canonical import short_name
@@ -21,6 +22,9 @@ from policies.terms.task import JobSpec, JobState
 from policies.terms.trial import Ask, Experiment, Tell, TrialRun
 from reconcilers.ports import Ports
 from reconcilers.train import reported_loss, reported_metrics, since
+
+LONG = timedelta(minutes=5)
+"""After which a trial that still runs is named, so that one which never ends is seen not to."""
 
 
 def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Tell]) -> Result:
@@ -68,8 +72,9 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
     if best is not None and best.metric is not None:
         text += f", best {step.loss_metric} {best.metric:.4g} ({best.run.trial} at budget {best.run.budget:g})"
     trials = [job for job in jobs.values() if job.phase == "running" and job.labels.get("taskRun") == step.experiment.id]
-    if oldest := min((job for job in trials if job.started_at), key=lambda job: str(job.started_at), default=None):
-        text += f", the oldest{since(oldest)}"
+    late = ports.clock.now() - LONG
+    if oldest := next((job for job in trials if job.started_at is not None and job.started_at < late), None):
+        text += f"; {oldest.name} runs{since(oldest)}"
     return Result(outcome=Outcome(state="waiting", subject=subject, reason="Tuning", message=text))
 
 
