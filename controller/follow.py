@@ -11,6 +11,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from controller.adapters import gauges
+from controller.adapters.engine_local.supervise import born
 from controller.adapters.files import watch_repository
 from controller.loop import Report, run_pass
 from controller.settings import Settings
@@ -93,7 +94,7 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
     value = {
         "at": report.at.isoformat(),
         "pid": os.getpid(),
-        "born": Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19],
+        "born": born(os.getpid()),
         "revision": str(report.desired.revision) if report.desired else "",
         "signer": report.desired.revision.signer if report.desired else "",
         "unsigned": report.desired.unsigned if report.desired else 0,

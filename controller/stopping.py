@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from controller.adapters.engine_local.supervise import born
+
 
 def stop_servers(state: Path, *, jobs: bool = False) -> int:
     """End the servers of a state folder; returns how many. Only processes that are still the ones noted there.
@@ -20,8 +22,7 @@ def stop_servers(state: Path, *, jobs: bool = False) -> int:
     for place in (place for top in tops for place in (state / "engine" / top).glob("*")):
         try:
             known = json.loads((place / "supervisor.json").read_bytes())
-            born = Path(f"/proc/{known['pid']}/stat").read_text().rpartition(")")[2].split()[19]
-            if born == known["born"]:
+            if born(known["pid"]) == known["born"]:
                 os.kill(known["pid"], signal.SIGTERM)
                 ended += 1
         except (OSError, ValueError, KeyError):

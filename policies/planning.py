@@ -78,7 +78,7 @@ def _axon_steps(
         sensor = next((item for item in axon.document.spec.sensors if item.name == run.sensor), None)
         only_rolls_back = sensor is not None and all(entry.rollback for group in sensor.tasks for entry in group)
         if sensor is None or (run.axon_digest != axon.digest and not only_rolls_back):
-            jobs = tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
+            jobs = _running_jobs(run, observed)
             if jobs or not _is_over(run, sensor, observed):
                 yield SupersedeRun(axon=axon.name, reason="a newer commit does not need it", run=run, jobs=jobs)
             continue
@@ -109,6 +109,10 @@ def _axon_steps(
 
 def _live_runs(axon: DesiredAxon, observed: Observed) -> list[Run]:
     return [run for run in observed.recorded.runs.values() if run.axon == axon.name and not run.superseded]
+
+
+def _running_jobs(run: Run, observed: Observed) -> tuple[str, ...]:
+    return tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
 
 
 def _is_over(run: Run, sensor: Sensor | None, observed: Observed) -> bool:
@@ -182,7 +186,7 @@ def _gone(desired: DesiredState, observed: Observed) -> Iterator[AnyStep]:
     if desired.faults or not desired.is_trusted:
         return
     for run in observed.recorded.runs.values():
-        jobs = tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
+        jobs = _running_jobs(run, observed)
         if run.axon not in desired.axons and not run.superseded and jobs:
             yield SupersedeRun(axon=run.axon, reason="its axon is gone from the branch", run=run, jobs=jobs)
 

@@ -128,11 +128,7 @@ class GitLedger:
             return
         remote: list[Entry] = []
         if head:
-            paths = sorted(item.path for item in self._repository.files(head, "ledger"))
-            texts = self._repository.read_many(head, paths)
-            remote = [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
-            # A clock that was set back across a month's border does not change the order.
-            remote.sort(key=lambda entry: entry.number)
+            remote = read_branch(self._repository, head)
         known = self._pushed[-1].digest if self._pushed else None
         place = len(self._pushed)
         if len(remote) < place or (place and remote[place - 1].digest != known):
@@ -178,6 +174,14 @@ class GitLedger:
             previous=after.digest if after else None,
             sign=self._keys.sign,
         )
+
+
+def read_branch(repository: Repository, head: str) -> list[Entry]:
+    """The ledger as a commit of its branch has it, by number: a clock that was set back over a month's border counts nothing."""
+    paths = sorted(item.path for item in repository.files(head, "ledger"))
+    texts = repository.read_many(head, paths)
+    entries = [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
+    return sorted(entries, key=lambda entry: entry.number)
 
 
 class _Lock:

@@ -11,12 +11,11 @@ from tempfile import TemporaryDirectory
 from controller.adapters.clock import SystemClock
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository
-from controller.adapters.ledger import BRANCH
+from controller.adapters.ledger import BRANCH, read_branch
 from controller.keyring import public_keys
 from controller.project import Place
 from controller.trustfile import CONTROLLER, pin_of, read_trust, signers_of
 from policies.errors import DesiredStateError, SilentError
-from policies.ledger import decode
 from policies.terms.desired import DesiredState
 from policies.terms.record import Entry
 from policies.terms.revision import CommitFacts, Pin, Revision
@@ -53,12 +52,7 @@ class Opened:
     def entries(self) -> list[Entry]:
         """The ledger as its branch has it."""
         head = self.repository.fetch(BRANCH)
-        if not head:
-            return []
-        paths = sorted(item.path for item in self.repository.files(head, "ledger"))
-        texts = self.repository.read_many(head, paths)
-        entries = [decode(line, where=path) for path in paths for line in texts[path].splitlines() if line]
-        return sorted(entries, key=lambda entry: entry.number)
+        return read_branch(self.repository, head) if head else []
 
     def signer_of(self, facts: CommitFacts) -> str:
         """Who signed a commit, by the name that people know; a claimed author where nobody did."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.engine_local.supervise import born
 from controller.answers.opened import opened
 from controller.project import Place
 from policies.errors import DesiredStateError, SilentError
@@ -109,7 +110,6 @@ def _labels(folder: Path) -> Mapping[str, str]:
 def _runs(value: Mapping[str, Any]) -> bool:
     """Whether the controller that wrote a status is still there: a process of that number, born when it said."""
     try:
-        fields = Path(f"/proc/{int(value['pid'])}/stat").read_text().rpartition(")")[2].split()
+        return bool(born(int(value["pid"])) == value.get("born", ""))
     except (OSError, ValueError, KeyError):
         return False
-    return bool(fields[19] == value.get("born", ""))
