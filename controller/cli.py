@@ -294,3 +294,57 @@ def fire(
     place = project.find(repo, state=state)
     identity = inbox.fire(place.state / "inbox", target, data.read_bytes() if data else b"")
     show({"id": identity}, output, identity)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="project, axon, release or version; all four when not given.")] = "",
+    crd: Annotated[bool, typer.Option("--crd", help="As CustomResourceDefinition, for `kubectl apply -f -`.")] = False,
+    output: Form = Output.text,
+) -> None:
+    """JSON Schema of the documents, for editors, or their CustomResourceDefinitions, for Kubernetes."""
+    from policies import crds
+
+    kinds = [name for name in crds.DEFINITIONS if kind.lower() in ("", name.lower())]
+    if not kinds:
+        raise typer.BadParameter(f"expected one of {', '.join(crds.DEFINITIONS).lower()}, got {kind}")
+    made = [crds.custom_resource_definition(name) if crd else crds.json_schema(name) for name in kinds]
+    value = made[0] if kind else made
+    if crd and output is not Output.json:
+        # Documents, and not one list, because kubectl reads them.
+        typer.echo("".join(f"---\n{crds.as_yaml(item)}" for item in made), nl=False)
+    else:
+        show(value, output, json.dumps(value, indent=2))
+
+
+@app.command()
+def operate() -> None:
+    """The controller of a cluster, in its pod: follow the Projects of the namespaces that the chart names."""
+    from controller import operate as cluster
+
+    cluster.operate(cluster.settings_from(), tell=hint)
+
+
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of a project: the controller's own, and the one that signs images.")
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("new")
+def keys_new(folder: Path, output: Form = Output.text) -> None:
+    """Make `controller` and `image.pem` in a folder, for a Secret of the cluster."""
+    from controller import keyring
+
+    show_keys(keyring.make(folder), output)
+
+
+@keys_app.command("show")
+def keys_show(folder: Path, output: Form = Output.text) -> None:
+    """The public keys of a folder: the first for `git log --show-signature`, the second for `cosign verify`."""
+    from controller import keyring
+
+    show_keys(keyring.shown(folder), output)
+
+
+def show_keys(value: dict[str, str], form: Output) -> None:
+    """Write public keys."""
+    show(value, form, f"{value['controller']} myelin\n{value['image'].rstrip()}")

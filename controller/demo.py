@@ -68,9 +68,9 @@ class _Teller:
         samples = json.loads((self._clone / "axons/digits/samples.json").read_bytes())
         picture = samples[3]
         for url in (public, own):
-            digit, version = _classify(url, picture["pixels"])
+            digit, version = classify(url, picture["pixels"])
             print(f"   {url}predict: it is a {digit} (labelled {picture['digit']}), says {version}")
-        print(_drawn(picture["pixels"]))
+        print(drawn(picture["pixels"]))
         self._say(5, "what was learned is on main, as a signed commit")
         pull(self._clone)
         self._git("show", "--stat", "--format=%h %an: %s%n%n%b", "HEAD")
@@ -83,7 +83,7 @@ class _Teller:
         print(f"   {second} has a share of {self._shares().get(second)}, {first} has {self._shares().get(first)}")
         for version in (first, second):
             _, url = self._urls(version)
-            right = sum(_feed_back(url, sample) for sample in samples)
+            right = sum(feed_back(url, sample) for sample in samples)
             print(f"   feedback: {version} was right on {right} of {len(samples)} images")
         self._wait("the rollback", lambda: self._is_held(second))
         pull(self._clone)
@@ -94,7 +94,7 @@ class _Teller:
         for command in (["history", AXON], ["why", second], ["verify"]):
             print(f"\n$ myelin {' '.join(command)}")
             self._myelin(*command)
-        is_good = bool(answers.verify(self._place)["ok"]) and _classify(public, picture["pixels"])[1] == first
+        is_good = bool(answers.verify(self._place)["ok"]) and classify(public, picture["pixels"])[1] == first
         self._close(keep=keep, public=public)
         return 0 if is_good else 1
 
@@ -162,7 +162,7 @@ class _Teller:
             if version == besides:
                 continue
             public, own = self._urls(version)
-            if public and own and _ask(own + "predict", {"data": {"ndarray": [[0] * 64]}})[0] == 200:
+            if public and own and ask(own + "predict", {"data": {"ndarray": [[0] * 64]}})[0] == 200:
                 return version
         return ""
 
@@ -208,7 +208,7 @@ class _Teller:
         print(f"\n{number}. [{time.monotonic() - self._started:5.1f} s] {text}", flush=True)
 
 
-def _ask(url: str, message: Mapping[str, Any]) -> tuple[int, Mapping[str, Any], str]:
+def ask(url: str, message: Mapping[str, Any]) -> tuple[int, Mapping[str, Any], str]:
     """POST a message; status, answer, and the version that answered."""
     host, _, path = url.removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=10)
@@ -220,22 +220,22 @@ def _ask(url: str, message: Mapping[str, Any]) -> tuple[int, Mapping[str, Any], 
         connection.close()
 
 
-def _classify(url: str, pixels: Sequence[int]) -> tuple[str, str]:
-    status, answer, version = _ask(url + "predict", {"data": {"ndarray": [list(pixels)]}})
+def classify(url: str, pixels: Sequence[int]) -> tuple[str, str]:
+    status, answer, version = ask(url + "predict", {"data": {"ndarray": [list(pixels)]}})
     if status != 200:
         raise SilentError(f"{url}predict: expected 200, got {status}: {answer}")
     row = answer["data"]["ndarray"][0]
     return str(answer["data"]["names"][row.index(max(row))]), version
 
 
-def _feed_back(url: str, sample: Mapping[str, Any]) -> bool:
-    digit, _ = _classify(url, sample["pixels"])
+def feed_back(url: str, sample: Mapping[str, Any]) -> bool:
+    digit, _ = classify(url, sample["pixels"])
     message = {"request": {"data": {"ndarray": [sample["pixels"]]}}, "truth": {"data": {"ndarray": [sample["digit"]]}}}
-    _ask(url + "send-feedback", message)
+    ask(url + "send-feedback", message)
     return digit == str(sample["digit"])
 
 
-def _drawn(pixels: Sequence[int]) -> str:
+def drawn(pixels: Sequence[int]) -> str:
     shades = " .:-=+*#%@"
     rows = (pixels[start : start + 8] for start in range(0, 64, 8))
     return "\n".join("      " + "".join(shades[min(pixel * 10 // 17, 9)] * 2 for pixel in row) for row in rows)

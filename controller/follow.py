@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
         until_idle: Until nothing is due or running.
     """
     waker = Waker()
-    _keep_faults(settings.state)
+    keep_faults(settings.state)
     stopping: list[int] = []
 
     def stop_soon(number: int, _: object) -> None:
@@ -51,7 +51,7 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
             stop()
 
 
-def _keep_faults(state: Path) -> None:
+def keep_faults(state: Path) -> None:
     """Traces of faults of our own go to a file for whoever mends them; a person is told the outcome."""
     state.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("myelin.faults")
@@ -73,12 +73,12 @@ def _passes(
     until_idle: bool,
 ) -> Report | None:
     report: Report | None = None
-    told: dict[str, Outcome] = {}
+    told = Told(tell)
     quiet = 0
     while not stopping:
         report = run_pass(wired.following, wired.ports)
-        _count(report)
-        told = _tell_changes(report, told, tell)
+        count(report)
+        told.tell(report.outcomes)
         write_status(settings.state, report, wired)
         quiet = 0 if report.look_again or report.is_busy else quiet + 1
         if once or (until_idle and quiet >= IDLE_PASSES):
@@ -129,18 +129,26 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
         return  # a full disk is told by the outcomes of those who need the disk
 
 
-def _tell_changes(report: Report, told: dict[str, Outcome], tell: Callable[[str], None]) -> dict[str, Outcome]:
-    """Say what is new since the last pass; silence when nothing changed."""
-    now = {f"{item.subject} {item.reason}": item for item in report.outcomes}
-    for key, item in now.items():
-        if item.is_quiet:
-            continue
-        if key not in told or (told[key].message != item.message and item.reason == "Tuning"):
-            tell(f"{item.state:<8} {item.subject}: {item.reason}: {item.message}")
-    return now
+class Told:
+    """What a person was told: only what is new is said; silence when nothing changed."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: dict[str, Outcome] = {}
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Say what is new since the last pass."""
+        told = self._told
+        self._told = {f"{item.subject} {item.reason}": item for item in outcomes}
+        for key, item in self._told.items():
+            if item.is_quiet:
+                continue
+            if key not in told or (told[key].message != item.message and item.reason == "Tuning"):
+                self._tell(f"{item.state:<8} {item.subject}: {item.reason}: {item.message}")
 
 
-def _count(report: Report) -> None:
+def count(report: Report) -> None:
+    """Take a pass into the gauges."""
     gauges.PASSES.inc()
     for state in ("done", "waiting", "stalled"):
         gauges.OUTCOMES.labels(state).set(sum(item.state == state for item in report.outcomes))

@@ -13,7 +13,7 @@ from typing import TypeVar, assert_never
 
 from policies import planning
 from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, TrustError
-from policies.jobs import Surroundings
+from policies.jobs import Surroundings, built_on
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
 from policies.terms.outcome import Outcome, Result
@@ -95,8 +95,9 @@ def run_pass(following: Following, ports: Ports) -> Report:
 def _make_so(report: Report, desired: DesiredState, following: Following, ports: Ports) -> Report:
     now = report.at
     before = following.observed.recorded if following.observed else None
-    observed = following.observed = observe.look(desired, ports, around=following.around, now=now, before=before)
-    plan = planning.plan(desired, observed, now=now, around=following.around)
+    around = built_on(desired, following.around)
+    observed = following.observed = observe.look(desired, ports, around=around, now=now, before=before)
+    plan = planning.plan(desired, observed, now=now, around=around)
     results = [_result(step, observed, ports, now) for step in plan.steps]
     record.write(results, ports)
     pushed = publish.push(desired, results, ports, now=now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +41,8 @@ def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = Fal
     Raises:
         DesiredStateError: There is no repository.
     """
+    if (operated := _operated(repo, state)) is not None:
+        return operated
     if "://" in repo or ":" in repo.split("/")[0]:
         return Place(
             url=repo, state=Path(state) if state else state_folder(repo), trust=Path(trust) if trust else None, work_tree=None
@@ -59,6 +63,24 @@ def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = Fal
         work_tree=None if url == str(path) else top,
         branch=git.config_get(path, "myelin.branch") or "main",
     )
+
+
+def _operated(repo: str, state: str) -> Place | None:
+    """A Project that the controller of this pod follows: `namespace/name`, or `.` where there is only one.
+
+    Its repository is read from the controller's own mirror, which is as new as the last pass.
+    """
+    root = os.environ.get("MYELIN_STATE", "")
+    if state or not root:
+        return None
+    known = {f"{place.parent.parent.name}/{place.parent.name}": place for place in Path(root).glob("*/*/place.json")}
+    if repo == "." and len(known) > 1:
+        raise DesiredStateError(f"several projects are followed here: expected --repo with one of {', '.join(sorted(known))}")
+    place = known.get(repo) or (next(iter(known.values())) if repo == "." and known else None)
+    if place is None:
+        return None
+    value = json.loads(place.read_bytes())
+    return Place(url=value["url"], state=place.parent, trust=place.parent / "trust.yaml", work_tree=None, branch=value["branch"])
 
 
 def settings_of(place: Place, **more: object) -> Settings:

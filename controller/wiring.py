@@ -1,33 +1,49 @@
-"""The composition root: settings -> ports. The one place that knows the adapters."""
+"""The composition root: settings -> ports. The one place that knows the adapters, of both engines."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from controller import inbox
 from controller.adapters.clock import SystemClock
+from controller.adapters.cluster import Cluster
 from controller.adapters.documents import YamlDocuments
+from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
 from controller.adapters.engine_local import LocalEngine
 from controller.adapters.git import GitRepository
 from controller.adapters.images import PythonImages
 from controller.adapters.ledger import GitLedger
 from controller.adapters.metrics import SampledMetrics
+from controller.adapters.oci.bases import Bases
+from controller.adapters.oci.composed import Composer
 from controller.adapters.oci.layout import ArtifactStore, Layout
+from controller.adapters.oci.mirrored import MirroredLayout
+from controller.adapters.oci.registry import Registry
+from controller.adapters.results import programs_path
 from controller.adapters.sampler import BohbSampler
 from controller.adapters.spool import Spool
-from controller.keyring import controller_key, image_key
+from controller.inbox import Desk
+from controller.keyring import controller_key, image_key, keep_public
 from controller.loop import Following
+from controller.projects import ProjectObject
 from controller.settings import Settings
 from controller.trustfile import pin_of, read_trust, signers_of
 from policies.jobs import Surroundings
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
+from reconcilers.manifests.names import Placement
 from reconcilers.ports import Ports
+
+CLUSTER_POLL_SECONDS = 5.0
+CLUSTER_PLACES = 8
+"""How many jobs of one project run at once where it does not say; the cluster's own limits come first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +125,144 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         following = Following(branch=settings.branch, pin=pin, around=around)
         public = address.split("/programs/")[0]
         yield Wired(following=following, ports=ports, inbox_address=public, isolation=engine.isolation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSurroundings:
+    """What all projects of a controller in a cluster share."""
+
+    cluster: Cluster
+    desk: Desk
+    inbox: str
+    """The inbox's address for pods, `http://myelin.system.svc:8090`."""
+    state: Path
+    """Folder with one folder for each project."""
+
+    def state_of(self, project: ProjectObject) -> Path:
+        """Where a project's caches and write-ahead log lie."""
+        return self.state / project.namespace / project.name
+
+
+@contextmanager
+def wire_in_cluster(
+    project: ProjectObject,
+    shared: ClusterSurroundings,
+    *,
+    wake: Callable[[], None],
+    stirred: Callable[[Callable[[], None]], None],
+) -> Iterator[Wired]:
+    """Open everything that one project of a cluster needs, and close it at the end.
+
+    Args:
+        project: The project.
+        shared: What it has in common with the others.
+        wake: Asks for a pass.
+        stirred: Takes what is to be called when the cluster tells of a change.
+
+    Raises:
+        OutsideError: The repository was never read and does not answer.
+    """
+    state, clock, spec = shared.state_of(project), SystemClock(), project.document.spec
+    key, signer = project.key, project.image_key
+    keep_public(state, key, signer)
+    # Secrets of the inbox follow from the key, so jobs that run find it again after the controller lost its disk.
+    programs = hashlib.sha256(key.sign(f"inbox programs of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[
+        :32
+    ]
+    token = hashlib.sha256(key.sign(f"inbox token of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[:40]
+    with ExitStack() as closing:
+        repository = GitRepository(
+            project.url, state / "git", key, signers_of=signers_of, poll_seconds=CLUSTER_POLL_SECONDS, login=project.login
+        )
+        closing.callback(repository.close)
+        ledger = GitLedger(repository, state / "ledger", key, clock)
+        closing.callback(ledger.close)
+        registry = Registry(project.access)
+        closing.callback(registry.close)
+        layout = MirroredLayout(state / "store", registry)
+        placement = Placement(
+            namespace=project.namespace,
+            project=project.name,
+            registry=project.access.repository,
+            owner=project.owner,
+            pull_secret=project.pull_secret,
+            inbox=shared.inbox,
+        )
+        image_keys = (signer.public_pem,)
+        composer = Composer(layout, state / "composed", signer, image_keys, clock)
+        engine = ClusterEngine(
+            shared.cluster,
+            placement,
+            layout,
+            composer.compose,
+            programs=programs,
+            jobs=KeptJobs(state / "engine" / "jobs", layout, key),
+            servers=KeptServers(state / "engine" / "servers"),
+            clock=clock,
+            is_watched=True,
+        )
+        stirred(engine.stir)
+        metrics = SampledMetrics(state / "samples", clock, wake=wake)
+        closing.callback(metrics.close)
+        spool = Spool(state / "inbox")
+        following: Following | None = None
+
+        def newest() -> tuple[DesiredState, Observed] | None:
+            desired, observed = (following.memory.desired, following.observed) if following else (None, None)
+            return (desired, observed) if desired and observed else None
+
+        receivers = inbox.Receivers(
+            spool=spool,
+            clock=clock,
+            wake=wake,
+            report=engine.report,
+            push=metrics.push,
+            newest=newest,
+            place=lambda name, kind: "",
+            namespace=project.namespace,
+            result=engine.take_result,
+            results=state / "incoming",
+        )
+        admitted = f"{project.namespace}.{project.name}"
+        shared.desk.admit(admitted, receivers, token=token, programs=programs)
+        closing.callback(shared.desk.dismiss, admitted)
+        images = PythonImages(
+            repository,
+            layout,
+            state / "build",
+            signer,
+            image_keys,
+            clock,
+            wake,
+            bases=Bases(layout, state / "bases", project.access_for),
+        )
+        ports = Ports(
+            repository=repository,
+            ledger=ledger,
+            engine=engine,
+            images=images,
+            sampler=BohbSampler(),
+            metrics=metrics,
+            inbox=spool,
+            keys=key,
+            documents=YamlDocuments(),
+            clock=clock,
+        )
+        around = Surroundings(
+            namespace=project.namespace,
+            node=project.namespace,
+            inbox=f"{shared.inbox}{programs_path(programs)}",
+            base=spec.builder.base,
+            engine="Kubernetes",
+            places=spec.limits.max_concurrent_jobs or CLUSTER_PLACES,
+        )
+        following = Following(branch=spec.branch, pin=pin_of(project.trust, key.public()), around=around)
+        yield Wired(
+            following=following,
+            ports=ports,
+            inbox_address=shared.inbox,
+            isolation=f"Kubernetes in namespace {project.namespace}",
+        )
 
 
 class Waker:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from policies.canonical import digest_value, short_name
 from policies.errors import DesiredStateError
 from policies.identity import object_name
 from policies.sources import build_folder
-from policies.terms.axon import Axon, EnvVar, ImageBuild, Sensor, Task
-from policies.terms.desired import DesiredAxon
+from policies.terms.axon import KINDS, Axon, EnvVar, ImageBuild, Sensor, Task
+from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
@@ -35,13 +35,23 @@ class Surroundings:
     inbox: str = ""
     """`http://127.0.0.1:8090`, without slash at the end; empty when nothing listens."""
     base: str = "host"
-    """Base image of the Python builder."""
+    """Base image of the Python builder: `host`, or a reference by digest."""
     proxy_port: int | None = None
     """Port wanted for the first deployer's proxy; others take any."""
     places: int = 0
     """How many jobs may run at once where the project does not say; 0: no bound."""
+    engine: Literal["one machine", "Kubernetes"] = "one machine"
+    """What runs jobs and servers; it decides what of a manifest has an effect."""
     kept_versions: int = 3
     """How many versions keep their own URL besides those with traffic."""
+
+
+def built_on(desired: DesiredState, around: Surroundings) -> Surroundings:
+    """The surroundings with the base image that the repository asks for, where images of a base can run."""
+    builder = desired.project.spec.builder
+    if around.engine != "Kubernetes" or "base" not in builder.model_fields_set:
+        return around
+    return replace(around, base=builder.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +193,7 @@ def job_spec(
 ) -> JobSpec:
     """The job of a task run."""
     name = object_name(axon.name, task.name, short_name(Digest(task_run)))
+    body = next(getattr(task, kind) for kind in KINDS if getattr(task, kind) is not None)
     told = identity_environment(axon.name, task.name, task_run, name, around)
     if loss_metric:
         told["LOSS_METRIC"] = loss_metric
@@ -199,5 +210,7 @@ def job_spec(
         keeps=keeps,
         event=dict(event.data) if event else None,
         timeout_seconds=timeout_seconds,
+        resources=body.resources,
+        node_selector=body.node_selector,
         labels={"axon": axon.name, "task": task.name, "run": run.id, "taskRun": task_run},
     )

@@ -68,7 +68,7 @@ def _axon_steps(
     if suspend is not None and (suspend.until is None or now < suspend.until):
         yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", state="done")
         return
-    yield from _notes(axon)
+    yield from _notes(axon, around)
     recorded = observed.recorded
     for event in due_events(axon, observed, now):
         yield RecordEvent(axon=axon.name, reason=f"{event.kind.lower()} event of {event.sensor}", event=event)
@@ -193,8 +193,8 @@ def _gone(desired: DesiredState, observed: Observed) -> Iterator[AnyStep]:
 
 def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
     """What the project's document asks for in vain, and releases that cannot be as they say."""
-    for part, keys in _by_part(project_notes(desired.project, branch=desired.revision.branch)).items():
-        text = f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}"
+    for why, keys in _by_reason(project_notes(desired.project, branch=desired.revision.branch)).items():
+        text = f"{why}, so this has no effect: {', '.join(keys)}"
         yield Blocked(axon="", reason=text, subject="myelin.yaml", state="done")
     for (axon, deployer), release in sorted(desired.releases.items()):
         file, _ = desired.release_files.get((axon, deployer), ("", b""))
@@ -212,9 +212,9 @@ def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
                 )
 
 
-def _notes(axon: DesiredAxon) -> Iterator[AnyStep]:
-    for part, keys in _by_part(axon_notes(axon.document)).items():
-        yield _blocked(axon, "", f"{part} not built into Myelin yet, so this has no effect: {', '.join(keys)}", state="done")
+def _notes(axon: DesiredAxon, around: Surroundings) -> Iterator[AnyStep]:
+    for why, keys in _by_reason(axon_notes(axon.document, engine=around.engine)).items():
+        yield _blocked(axon, "", f"{why}, so this has no effect: {', '.join(keys)}", state="done")
     for sensor in axon.document.spec.sensors:
         for trigger, text in why_never(sensor):
             yield _blocked(axon, f"{sensor.name}/{trigger}" if trigger else sensor.name, text)
@@ -223,10 +223,10 @@ def _notes(axon: DesiredAxon) -> Iterator[AnyStep]:
                 yield _blocked(axon, f"{sensor.name}/{trigger_name}", f"{why}; this one never fires", word="PromqlRefused")
 
 
-def _by_part(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def _by_reason(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for part, key in notes:
-        found.setdefault(f"{part} {'are' if part.endswith('s') else 'is'}", []).append(key)
+    for why, key in notes:
+        found.setdefault(why, []).append(key)
     return found
 
 

@@ -1,6 +1,7 @@
 """Which jobs may go: their result is in the ledger, or nobody waits for it any more.
 
-Law: a job that runs, or whose result is not recorded yet, is left alone.
+Law: a job that runs, or whose result is not recorded and pushed yet, is left alone: what a lost disk would take with it
+can still be read off the engine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def forgettable(observed: Observed) -> tuple[str, ...]:
 
 
 def _over(observed: Observed) -> Iterator[JobState]:
+    if not observed.is_pushed:
+        return
     recorded = observed.recorded
     told = {(run, tell.run.trial, str(tell.run.rung)) for run, tells in recorded.tells.items() for tell in tells}
     for job in observed.jobs.values():

@@ -25,7 +25,7 @@ from policies.terms.digest import Digest
 from policies.terms.observed import Observed
 from policies.terms.plan import AnyStep, BuildImage, FinishTask, RunJob, Tune
 from policies.terms.run import Run, TaskRun
-from policies.unbuilt import check_build, check_gate, check_task, refuse
+from policies.unbuilt import check_base, check_build, check_gate, check_task, refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +90,7 @@ def image_steps(
     if body.image_build is None:
         raise DesiredStateError(f"task {name}: expected `image` or `imageBuild`, got neither")
     check_build(body.image_build)
-    if context.desired.project.spec.builder.base != "host":
-        raise refuse(f"spec.builder.base {context.desired.project.spec.builder.base}: base images are")
+    check_base(context.desired.project, context.around.base, engine=context.around.engine)
     spec = image_spec(context.axon, body.image_build, context.run, context.around)
     identity = image_identity(spec)
     state = context.observed.images.get(identity)

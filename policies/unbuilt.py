@@ -12,12 +12,18 @@ from policies.errors import DesiredStateError
 from policies.terms.axon import KINDS, Artifact, Axon, Deployer, ImageBuild, Sensor, Task
 from policies.terms.project import Project
 
-KUBERNETES = "the Kubernetes engine"
+ON_KUBERNETES = "only Kubernetes can do this"
+CLUSTER_ONLY = "only the Project object of a cluster can say this"
+OUTSIDE = "only a pin from outside of the repository, in the trust file or the Project object, can say this"
 
 
 def refuse(what: str) -> DesiredStateError:
     """The error that stops: names the part that is missing."""
     return DesiredStateError(f"{what} not built into Myelin yet", reason="NotBuilt")
+
+
+def _missing(part: str) -> str:
+    return f"{part} {'are' if part.endswith('s') else 'is'} not built into Myelin yet"
 
 
 def check_gate(project: Project, on: str) -> None:
@@ -32,6 +38,27 @@ def check_gate(project: Project, on: str) -> None:
     """
     if names := [policy.name for policy in project.spec.policies if policy.on == on]:
         raise refuse(f"spec.policies ({', '.join(names)}): no {on} without them, and rules in CEL are")
+
+
+def check_base(project: Project, base: str, *, engine: str) -> None:
+    """See that images can be built on the base that is asked for, and run where they are to run.
+
+    Args:
+        project: The project.
+        base: What images are built on.
+        engine: What they run on.
+
+    Raises:
+        DesiredStateError: They cannot.
+    """
+    if engine == "Kubernetes":
+        if base == "host":
+            text = (
+                "spec.builder.base: expected a base image by digest (host/path@sha256:…) in the Project or myelin.yaml, got none"
+            )
+            raise DesiredStateError(text, reason="BaseMissing")
+    elif project.spec.builder.base != "host":
+        raise refuse(f"spec.builder.base {project.spec.builder.base}: base images on one machine are")
 
 
 def check_write_back(project: Project) -> None:
@@ -120,8 +147,14 @@ def why_never(sensor: Sensor) -> Iterator[tuple[str, str]]:
         yield "", "conditions of sensors are not built into Myelin yet: a sensor with some never fires"
 
 
-def axon_notes(axon: Axon) -> Iterator[tuple[str, str]]:
-    """(part of Myelin, key) for what has no effect yet and does no harm."""
+def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
+    """(why, key) for what has no effect where it runs and does no harm.
+
+    Args:
+        axon: The manifest.
+        engine: What it runs on.
+    """
+    elsewhere = ON_KUBERNETES if engine != "Kubernetes" else ""
     spec = axon.spec
     for name, value in (
         ("spec.serviceAccountName", spec.service_account_name),
@@ -129,56 +162,61 @@ def axon_notes(axon: Axon) -> Iterator[tuple[str, str]]:
         ("spec.volume", spec.volume),
     ):
         if value:
-            yield KUBERNETES, name
+            yield _missing("claims and accounts of an axon's own"), name
     for task in spec.tasks:
         body = next(getattr(task, kind) for kind in KINDS if getattr(task, kind) is not None)
         for name, value in (("nodeSelector", body.node_selector), ("resources", body.resources)):
-            if value:
-                yield KUBERNETES, f"{name} of {task.name}"
+            if value and elsewhere:
+                yield elsewhere, f"{name} of {task.name}"
         if body.image_build is not None and body.image_build.s2i is not None and body.image_build.s2i.builder_image:
-            yield "builds in builder images", f"builderImage of {task.name}"
+            yield _missing("builds in builder images"), f"builderImage of {task.name}"
         if task.train is not None:
             if task.train.dataset or task.train.tolerance is not None:
-                yield "checks of a training's data and tolerance", f"dataset and tolerance of {task.name}"
+                yield _missing("checks of a training's data and tolerance"), f"dataset and tolerance of {task.name}"
             if task.train.hp_tuning is not None and task.train.hp_tuning.max_retries is not None:
-                yield "retries of trials", f"maxRetries of {task.name}"
+                yield _missing("retries of trials"), f"maxRetries of {task.name}"
     for sensor in spec.sensors:
         for trigger in sensor.triggers:
             if trigger.secret_from:
-                yield "signed events", f"secretFrom of {sensor.name}, the inbox's token counts"
+                yield _missing("signed events"), f"secretFrom of {sensor.name}, the inbox's token counts"
         for entry in (entry for group in sensor.tasks for entry in group):
             if entry.deployer is not None and entry.deployer.replicas != 1:
-                yield KUBERNETES, f"replicas of {entry.deployer.name}, one of each runs"
+                yield _missing("several replicas"), f"replicas of {entry.deployer.name}, one of each runs"
             if entry.deployer is not None and not entry.deployer.explain_shadow:
-                yield "shadows without comparison", f"explainShadow of {entry.deployer.name}"
+                yield _missing("shadows without comparison"), f"explainShadow of {entry.deployer.name}"
             if entry.rollback is not None and entry.env:
-                yield "programs of rollbacks", f"env of {sensor.name}"
+                yield _missing("programs of rollbacks"), f"env of {sensor.name}"
 
 
 def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]:
-    """(part of Myelin, key) for what `myelin.yaml` asks for in vain."""
+    """(why, key) for what `myelin.yaml` asks for in vain."""
     spec = project.spec
-    outside = "a pin from inside of the repository, which only the trust file can be"
     if "branch" in spec.model_fields_set and spec.branch != branch:
-        yield "a branch by spec.branch", f"spec.branch {spec.branch}: followed is {branch}, by `myelin run --branch`"
+        yield _missing("a branch by spec.branch"), f"spec.branch {spec.branch}: followed is {branch}, by `myelin run --branch`"
     for name, value in (
         ("spec.trust.since", spec.trust.since),
         ("spec.trust.unsafeUnsignedCommits", spec.trust.unsafe_unsigned_commits),
     ):
         if value:
-            yield outside, name
+            yield OUTSIDE, name
     if not spec.trust.ancestors:
-        yield "trust in the tip alone", "spec.trust.ancestors"
+        yield _missing("trust in the tip alone"), "spec.trust.ancestors"
+    for name, given in (("repository", spec.repository), ("registry", spec.registry), ("keys", spec.keys)):
+        if given is not None:
+            yield CLUSTER_ONLY, f"spec.{name}"
     for signer in spec.trust.signers:
         if signer.ssh is None:
-            yield "OpenPGP and Sigstore signers", f"spec.trust.signers {signer.name}"
+            yield _missing("OpenPGP and Sigstore signers"), f"spec.trust.signers {signer.name}"
     if spec.write_back.forge:
-        yield "pull requests", "spec.writeBack.forge"
+        yield _missing("pull requests"), "spec.writeBack.forge"
     if "author" in spec.write_back.model_fields_set:
-        yield "an author of one's own", "spec.writeBack.author"
+        yield _missing("an author of one's own"), "spec.writeBack.author"
     for name in ("index", "allow_source_distributions"):
         if getattr(spec.builder, name):
-            yield "other sources of wheels", f"spec.builder.{'index' if name == 'index' else 'allowSourceDistributions'}"
+            yield (
+                _missing("other sources of wheels"),
+                f"spec.builder.{'index' if name == 'index' else 'allowSourceDistributions'}",
+            )
     for name, value in spec.limits.model_dump(by_alias=True).items():
         if value is not None and name != "maxConcurrentJobs":
-            yield "limits by the day", f"spec.limits.{name}"
+            yield _missing("limits by the day"), f"spec.limits.{name}"

@@ -40,6 +40,7 @@ def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: date
             images[identity] = state
     return Observed(
         recorded=recorded,
+        is_pushed=ports.ledger.pending() == 0,
         jobs=ports.engine.jobs(),
         servers=servers,
         images=images,

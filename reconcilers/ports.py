@@ -112,6 +112,10 @@ class Ledger(Protocol):
         """Append, signed and chained, and return once they are safe on disk. Known keys are passed over."""
         ...
 
+    def pending(self) -> int:
+        """How many entries are only in the write-ahead log."""
+        ...
+
     def push(self) -> int:
         """Push what is only in the write-ahead log, as one commit; return the number of entries pushed.
 

@@ -25,9 +25,8 @@ def run_job(step: RunJob, ports: Ports) -> Result:
         return Result(outcome=Outcome(state="waiting", subject=subject, reason="Started", message=f"job {step.job.name} started"))
     if state.phase == "running":
         ports.engine.start(step.job)  # a job that was prepared but never started, because we died in between
-        return Result(
-            outcome=Outcome(state="waiting", subject=subject, reason="Running", message=f"job {step.job.name} runs{since(state)}")
-        )
+        words = f"job {step.job.name} {f'waits: {state.message}' if state.message else f'runs{since(state)}'}"
+        return Result(outcome=Outcome(state="waiting", subject=subject, reason=state.reason or "Running", message=words))
     ended = _ended(step, state, ports)
 
     outcome = Outcome(

@@ -75,7 +75,11 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
     late = ports.clock.now() - LONG
     if oldest := next((job for job in trials if job.started_at is not None and job.started_at < late), None):
         text += f"; {oldest.name} runs{since(oldest)}"
-    return Result(outcome=Outcome(state="waiting", subject=subject, reason="Tuning", message=text))
+    held = next((job for job in trials if job.reason), None)
+    if held is not None:
+        text += f"; {held.name} waits: {held.message}"
+    reason = held.reason if held is not None else "Tuning"
+    return Result(outcome=Outcome(state="waiting", subject=subject, reason=reason, message=text))
 
 
 def trial_job(step: Tune, ask: Ask) -> JobSpec:

@@ -1,6 +1,8 @@
 """Signatures and provenance of images: in-toto statements in Sigstore bundles, kept as OCI referrers.
 
-The formats are cosign's (`https://sigstore.dev/cosign/sign/v1`, bundle v0.3) and SLSA v1, made with a key pair.
+The formats are cosign's (`https://sigstore.dev/cosign/sign/v1`, bundle v0.3) and SLSA v1, made with a key pair. For those
+who cannot read bundles yet there is cosign's older signature too, under the tag `sha256-<hex>.sig`; we do not rely on it.
+Signing again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from controller.adapters.keys import ImageKey
-from controller.adapters.oci.layout import EMPTY, MANIFEST, Layout
+from controller.adapters.oci.layout import CONFIG, EMPTY, MANIFEST, Layout
 from policies.canonical import canonical
 from policies.errors import TrustError
 from policies.terms.digest import Digest
@@ -22,10 +24,19 @@ IN_TOTO = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 SIGNATURE = "https://sigstore.dev/cosign/sign/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
+SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIMPLE_SIGNATURE = "dev.cosignproject.cosign/signature"
 
 
 def sign_image(layout: Layout, digest: Digest, key: ImageKey, provenance: Mapping[str, Any]) -> None:
-    """Attach the signature and the provenance of an image."""
+    """Attach the signature and the provenance of an image, and push the image with them.
+
+    Raises:
+        TrustError: A blob of the image is missing.
+        OutsideError: The registry said no or nothing; all that was done may be done again.
+    """
+    layout.push(digest)
+    _sign_simply(layout, digest, key)
     for kind, predicate in ((SIGNATURE, {}), (PROVENANCE, provenance)):
         statement = canonical(
             {
@@ -71,6 +82,58 @@ def verify_image(layout: Layout, digest: str, public_keys: Sequence[str]) -> dic
     return found
 
 
+def _sign_simply(layout: Layout, digest: Digest, key: ImageKey) -> None:
+    """Write what cosign 1 and 2, Kyverno, CRI-O and podman look for, beside what others signed.
+
+    Source:
+        The "simple signing" payload of cosign's SIGNATURE_SPEC.
+    """
+    payload = canonical(
+        {
+            "critical": {
+                "identity": {"docker-reference": layout.reference},
+                "image": {"docker-manifest-digest": digest},
+                "type": "cosign container image signature",
+            },
+            "optional": None,
+        }
+    )
+    signature = base64.b64encode(key.sign(payload)).decode("ascii")
+    layer = {**layout.descriptor(layout.put(payload), SIMPLE_SIGNING), "annotations": {SIMPLE_SIGNATURE: signature}}
+    tag = f"{digest.replace(':', '-')}.sig"
+    layers = _signed_simply(layout, tag)
+    if layer not in layers:
+        layers.append(layer)
+    unborn = "0001-01-01T00:00:00Z"
+    config = {
+        "architecture": "",
+        "config": {},
+        "created": unborn,
+        "history": [{"created": unborn}] * len(layers),
+        "os": "",
+        "rootfs": {"type": "layers", "diff_ids": [item["digest"] for item in layers]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": layout.descriptor(layout.put(canonical(config)), CONFIG),
+        "layers": layers,
+    }
+    made = layout.put(canonical(manifest))
+    layout.tag(tag, made, {"subject": digest})
+    layout.push(made, tags=(tag,))
+
+
+def _signed_simply(layout: Layout, tag: str) -> list[dict[str, Any]]:
+    """The signatures that are there; what is none is not carried on."""
+    found = layout.resolve(tag)
+    try:
+        listed = layout.manifest(found)["layers"] if found is not None else []
+        return [dict(item) for item in listed if item["mediaType"] == SIMPLE_SIGNING and SIMPLE_SIGNATURE in item["annotations"]]
+    except (TrustError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes) -> None:
     layer = layout.descriptor(layout.put(bundle), BUNDLE)
     manifest = {
@@ -83,7 +146,9 @@ def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes) -> None:
         "annotations": {"dev.sigstore.bundle.content": "dsse-envelope", "dev.sigstore.bundle.predicateType": kind},
     }
     name = f"{digest.replace(':', '-')}.{kind.rsplit('/', 2)[-2]}"
-    layout.tag(name, layout.put(canonical(manifest)), {"subject": digest, "artifactType": BUNDLE})
+    made = layout.put(canonical(manifest))
+    layout.tag(name, made, {"subject": digest, "artifactType": BUNDLE})
+    layout.push(made)
 
 
 def _bundle(key: ImageKey, statement: bytes) -> bytes:

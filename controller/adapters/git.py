@@ -22,6 +22,7 @@ from controller.adapters.keys import SshKey, read_signature
 from policies.errors import ConflictError, DesiredStateError, OutsideError, RefusedError, SilentError
 from policies.retries import pause_seconds
 from policies.terms.revision import CommitFacts, TrustedKey
+from policies.terms.secret import Secret
 from policies.writeback import is_plain
 from reconcilers.ports import TreeFile
 
@@ -77,6 +78,7 @@ class GitRepository:
         signers_of: Reads `spec.trust.signers` out of a `myelin.yaml`.
         poll_seconds: A server far away is asked for a branch this often at most; a local one costs a file's read.
         heads: Where the branches of `url` lie; those that a clone remembers of its origin: `refs/remotes/origin`.
+        login: Value of the header `Authorization`, for a server over HTTP that asks for one.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class GitRepository:
         signers_of: Callable[[bytes], tuple[TrustedKey, ...]] = lambda _: (),
         poll_seconds: float = 0.0,
         heads: str = "refs/heads",
+        login: Secret | None = None,
     ) -> None:
         self.url = url
         self._mirror, self._key, self._author, self._email = mirror, key, author, email
@@ -102,6 +105,8 @@ class GitRepository:
         self._asking = threading.Lock()
         """One question at a time: a pass and a build in its thread read through the same helper process."""
         self._git = _git(mirror)
+        # In the environment, not among the arguments, which every process of this machine may read.
+        self._login = _header(login) if login is not None else None
         self._prepare()
 
     def fetch(self, branch: str) -> str:
@@ -120,7 +125,8 @@ class GitRepository:
         self._again_at[branch] = time.monotonic() + self._poll_seconds
         try:
             self._git.execute(
-                ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{self._heads}/{branch}:{ref}"]
+                ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.url, f"+{self._heads}/{branch}:{ref}"],
+                env=self._login,
             )
         except Exception as error:
             text = str(getattr(error, "stderr", error))
@@ -198,7 +204,8 @@ class GitRepository:
         ref = f"refs/heads/{branch}"
         lease = f"--force-with-lease={ref}:{parent}"
         try:
-            self._git.execute(["git", "push", "--quiet", "--porcelain", "--no-verify", lease, self.url, f"{commit}:{ref}"])
+            command = ["git", "push", "--quiet", "--porcelain", "--no-verify", lease, self.url, f"{commit}:{ref}"]
+            self._git.execute(command, env=self._login)
         except Exception as error:
             text = f"{getattr(error, 'stderr', '')} {getattr(error, 'stdout', '')} {error}"
             self._again_at.pop(branch, None)
@@ -435,6 +442,15 @@ def _read_ref(repository: Path, ref: str) -> str:
     return ""
 
 
+def _header(login: Secret) -> dict[str, str]:
+    number = int(_ENVIRONMENT["GIT_CONFIG_COUNT"])
+    return {
+        "GIT_CONFIG_COUNT": str(number + 1),
+        f"GIT_CONFIG_KEY_{number}": "http.extraHeader",
+        f"GIT_CONFIG_VALUE_{number}": f"Authorization: {login.reveal()}",
+    }
+
+
 def _instant(committer: str) -> datetime:
     try:
         return datetime.fromtimestamp(int(committer.rsplit(" ", 2)[1]), UTC)
@@ -446,6 +462,8 @@ def _outside(what: str, text: str) -> OutsideError:
     if "no space left" in text.lower():
         return SilentError(f"{what}: no space left on the disk", reason="DiskFull")
     words = _last_words(text)
+    if re.search(r"repository '.*' not found", text):
+        return RefusedError(f"{what}: there is no such repository, or no access to it", reason="RepositoryGone")
     if any(word in text.lower() for word in _NO):
         return RefusedError(f"{what}: {words}")
     return SilentError(f"{what}: {words}")

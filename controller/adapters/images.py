@@ -1,26 +1,38 @@
-"""Builds images from a commit's files and locked wheels, one at a time, out of the pass's way; signs and checks them."""
+"""Builds images from a commit's files and locked wheels, one at a time, out of the pass's way; signs, pushes and checks them."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import logging
-import os
-import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.attestor import sign_image, verify_image
+from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
 from controller.adapters.keys import ImageKey
-from controller.adapters.oci.layers import BIG_WHEEL_BYTES, Laid, Stored, lay, lay_wheels
-from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
+from controller.adapters.oci.assembly import (
+    INTERPRETER,
+    PYTHON,
+    SITE,
+    Base,
+    Program,
+    WheelLayers,
+    assemble,
+    based_on,
+    file_digest,
+    package_folder,
+    read_memo,
+    tree,
+    venv,
+    write_memo,
+)
+from controller.adapters.oci.bases import Bases
+from controller.adapters.oci.layers import Laid, Stored, lay
+from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lock
-from policies.canonical import canonical, digest_value
-from policies.errors import ControllerError, DesiredStateError, SilentError, TrustError
+from policies.canonical import digest_value
+from policies.errors import ControllerError, DesiredStateError, OutsideError, TrustError
 from policies.identity import image_identity
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
@@ -28,8 +40,7 @@ from policies.terms.task import ImageSpec, ImageState
 from reconcilers.ports import Clock, Repository
 
 BUILDER = "myelin.io/builders/python/v1"
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-SITE = f"opt/venv/lib/python{PYTHON}/site-packages"
+LONGEST_TAG = 128
 faults = logging.getLogger("myelin.faults")
 S2I_KEYS = ("MODEL_NAME", "API_TYPE", "SERVICE_TYPE", "PERSISTENCE", "TIMEOUT", "NUM_WORKERS", "APP_FILE")
 
@@ -39,12 +50,13 @@ class PythonImages:
 
     Args:
         repository: Where source comes from.
-        layout: Where images go.
+        layout: Where images go, and come from.
         folder: Wheels and memories of builds; may be deleted.
         key: Signs images.
         public_keys: PEM of all keys whose images may be loaded.
         clock: Tells when, for provenance.
         wake: Called when a build has ended.
+        bases: Opens base images; None: only what goes onto the host's own system is built.
     """
 
     def __init__(
@@ -56,12 +68,14 @@ class PythonImages:
         public_keys: tuple[str, ...],
         clock: Clock,
         wake: Callable[[], None] = lambda: None,
+        bases: Bases | None = None,
     ) -> None:
         self._repository, self._layout, self._folder = repository, layout, folder
         self._key, self._public_keys, self._clock, self._wake = key, public_keys, clock, wake
+        self._bases, self._wheel_layers = bases, WheelLayers(layout, folder)
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
-        self._verified: dict[str, tuple[tuple[int, int], ...]] = {}
+        self._verified: dict[str, tuple[object, ...]] = {}
         self._runtime = ""
         self._guard = threading.Lock()
         self._building = threading.Lock()
@@ -74,10 +88,10 @@ class PythonImages:
             state = self._states.get(identity)
         if state is not None:
             return state
-        memo = self._memo(identity)
-        if not memo.exists():
+        known = read_memo(self._memo(identity))
+        # What was pushed to another registry is built again: where bytes are equal, that is quick.
+        if known is None or known.get("place", self._layout.reference) != self._layout.reference:
             return None
-        known = json.loads(memo.read_bytes())
         if not self._layout.has(known["digest"]):
             return None
         state = ImageState(phase="built", digest=Digest(known["digest"]), materials=known["materials"])
@@ -101,24 +115,20 @@ class PythonImages:
 
     def verify(self, digest: Digest) -> None:
         """Check blobs, signature and provenance of an image; what did not change since is not read again."""
-        manifest = self._layout.manifest(digest)
-        blobs = [digest, manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
-        try:
-            seen = tuple((status.st_mtime_ns, status.st_size) for status in (self._layout.path(blob).stat() for blob in blobs))
-        except FileNotFoundError as error:
-            raise TrustError(f"image {digest}: a blob is missing from the store", reason="BlobMissing") from error
+        seen = self._layout.stamp(digest)
         if self._verified.get(digest) == seen:
             return
-        for blob in blobs[1:]:
-            self._layout.check(blob)
+        self._layout.check_all(digest)
         verify_image(self._layout, digest, self._public_keys)
         self._verified[digest] = seen
 
     def _work(self, identity: str, spec: ImageSpec) -> None:
         with self._building:
             try:
-                digest, materials = self._build(spec, identity)
-            except SilentError as error:
+                digest, materials = self._found(spec, identity) or self._build(spec, identity)
+                known = {"digest": digest, "materials": materials, "place": self._layout.reference}
+                write_memo(self._memo(identity), known)
+            except OutsideError as error:
                 self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message, is_passing=True))
                 return
             except ControllerError as error:
@@ -133,20 +143,28 @@ class PythonImages:
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 self._tell(identity, ImageState(phase="failed", reason="Bug", message=f"a fault in Myelin itself: {text}"))
                 return
-            memo = self._memo(identity)
-            temporary = memo.with_suffix(".new")
-            temporary.write_bytes(canonical({"digest": digest, "materials": materials}))
-            os.replace(temporary, memo)
             self._tell(identity, ImageState(phase="built", digest=digest, materials=materials))
+
+    def _found(self, spec: ImageSpec, identity: str) -> tuple[Digest, dict[str, Any]] | None:
+        """An image that a controller with our keys built from the same and pushed; None: nobody did."""
+        digest = self._layout.resolve(_tags(spec, identity)[0])
+        if digest is None:
+            return None
+        try:
+            self._layout.check_all(digest)
+            materials = self._materials_of(verify_image(self._layout, digest, self._public_keys)[PROVENANCE])
+        except (TrustError, KeyError, TypeError, AttributeError, ValueError):
+            # Whoever may write to the registry may move a tag, which then says nothing. It is built again.
+            return None
+        same = {"tree": spec.tree, "base": spec.base, "python": PYTHON, "runtime": self._runtime}
+        if {key: materials.pop(key) if key == "runtime" else materials[key] for key in same} != same:
+            return None
+        return digest, materials
 
     def _build(self, spec: ImageSpec, identity: str) -> tuple[Digest, dict[str, Any]]:
         if spec.builder != "python":
             raise DesiredStateError(
                 f"{spec.repository}: building from a Dockerfile is not part of Myelin yet; use s2i", reason="NotBuilt"
-            )
-        if spec.base != "host":
-            raise DesiredStateError(
-                f"{spec.repository}: base images are not part of Myelin yet; leave out builder.base", reason="NotBuilt"
             )
         source = self._source(spec)
         settings = _settings(source)
@@ -157,29 +175,44 @@ class PythonImages:
         file = f"{spec.folder}/requirements.txt".lstrip("/")
         own = source["app/requirements.txt"].data.decode() if "app/requirements.txt" in source else ""
         check_hashes(own, file)
-        runtime = _runtime_folder()
+        runtime = package_folder("myelin")
         lock = merged_lock(own, (runtime / "requirements.txt").read_text())
 
         def progress(text: str) -> None:
             self._tell(identity, ImageState(phase="building", message=f"{spec.repository}: {text}"))
 
+        base = self._base(spec, progress)
         wheels = fetch_wheels(lock, self._folder / "wheels", file=file, progress=progress)
         progress(f"{len(wheels)} wheels, laying layers")
-        layers = [self._wheel_layer(group) for group in _groups(wheels)]
+        layers = self._wheel_layers.laid(wheels)
         layers.append(lay(self._layout, _runtime_files(runtime)))
-        layers.append(lay(self._layout, {**source, **_venv_files()}))
-        digest = self._assemble(spec, settings, layers)
+        files, links = venv(base)
+        layers.append(lay(self._layout, {**source, **files}, links))
+        digest = self._assemble(settings, layers, base)
         materials = {
             "commit": spec.commit,
             "folder": spec.folder,
             "tree": spec.tree,
             "base": spec.base,
             "python": PYTHON,
-            "wheels": {wheel.name: _wheel_digest(wheel) for wheel in wheels},
+            "wheels": {wheel.name: file_digest(wheel) for wheel in wheels},
         }
-        sign_image(self._layout, digest, self._key, self._provenance(spec, materials))
-        self._layout.tag(f"{spec.repository}:c-{spec.commit[:12]}-e-{spec.event_set.removeprefix('sha256:')[:12]}", digest)
+        progress("signing and pushing")
+        sign_image(self._layout, digest, self._key, self._provenance(spec, materials, base))
+        self._layout.tag(f"{spec.repository}:{_label(spec)}", digest)
+        self._layout.push(digest, tags=_tags(spec, identity))
         return digest, materials
+
+    def _base(self, spec: ImageSpec, progress: Callable[[str], None]) -> Base | None:
+        if spec.base == "host":
+            return None
+        if self._bases is None:
+            raise DesiredStateError(
+                f"{spec.repository}: base images are not part of Myelin on one machine yet; leave out builder.base",
+                reason="NotBuilt",
+            )
+        progress("opening the base image")
+        return self._bases.open(spec.base)
 
     def _source(self, spec: ImageSpec) -> dict[str, Stored]:
         listed = self._repository.files(spec.commit, spec.folder)
@@ -190,60 +223,48 @@ class PythonImages:
         cut = len(spec.folder) + 1 if spec.folder else 0
         return {f"app/{item.path[cut:]}": Stored(data=texts[item.path], executable=item.executable) for item in listed}
 
-    def _wheel_layer(self, wheels: list[Path]) -> Laid:
-        """A layer of wheels depends on their bytes alone, so one that was laid before is taken again."""
-        key = digest_value({"wheels": [_wheel_digest(wheel) for wheel in wheels], "site": SITE, "format": BUILDER})
-        memo = self._folder / f"layer-{key.removeprefix('sha256:')[:32]}.json"
-        if memo.exists():
-            known = json.loads(memo.read_bytes())
-            if self._layout.has(known["descriptor"]["digest"]):
-                return Laid(descriptor=known["descriptor"], diff_id=known["diff_id"])
-        laid = lay_wheels(self._layout, wheels, SITE)
-        temporary = memo.with_suffix(".new")
-        temporary.write_bytes(canonical({"descriptor": laid.descriptor, "diff_id": laid.diff_id}))
-        os.replace(temporary, memo)
-        return laid
-
-    def _assemble(self, spec: ImageSpec, settings: Mapping[str, str], layers: list[Laid]) -> Digest:
-        program = settings.get("APP_FILE", "app.py")
+    def _assemble(self, settings: Mapping[str, str], layers: list[Laid], base: Base | None) -> Digest:
         serves = "MODEL_NAME" in settings
-        entrypoint = ["/opt/venv/bin/python", "-m", "myelin.serve"] if serves else ["/opt/venv/bin/python", f"/app/{program}"]
-        variables = {"PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin", "MYELIN_PYTHON": PYTHON, **settings}
-        config = {
-            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
-            "os": "linux",
-            "config": {
-                "Entrypoint": entrypoint,
-                "Env": [f"{key}={value}" for key, value in sorted(variables.items())],
-                "User": "65532:65532",
-                "WorkingDir": "/app",
-            },
-            "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
-        }
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": self._layout.descriptor(self._layout.put(canonical(config)), CONFIG),
-            "layers": [layer.descriptor for layer in layers],
-            "annotations": {"org.opencontainers.image.base.name": spec.base},
-        }
-        return self._layout.put(canonical(manifest))
+        entrypoint = (
+            [INTERPRETER, "-m", "myelin.serve"] if serves else [INTERPRETER, f"/app/{settings.get('APP_FILE', 'app.py')}"]
+        )
+        program = Program(entrypoint=entrypoint, env={"MYELIN_PYTHON": PYTHON, **settings})
+        return assemble(self._layout, layers, program, base=base, annotations=based_on(base))
 
-    def _provenance(self, spec: ImageSpec, materials: Mapping[str, Any]) -> dict[str, Any]:
-        wheels = [{"name": name, "digest": {"sha256": sha.removeprefix("sha256:")}} for name, sha in materials["wheels"].items()]
+    def _provenance(self, spec: ImageSpec, materials: Mapping[str, Any], base: Base | None) -> dict[str, Any]:
+        wheels = [{"name": name, "digest": _sha256(digest)} for name, digest in materials["wheels"].items()]
+        below = [{"name": "base", "uri": base.reference, "digest": _sha256(base.digest)}] if base else []
         return {
             "buildDefinition": {
                 "buildType": BUILDER,
-                "externalParameters": {"commit": spec.commit, "folder": spec.folder, "eventSet": spec.event_set},
-                "internalParameters": {"python": PYTHON, "base": spec.base},
-                "resolvedDependencies": [{"name": "source", "digest": {"gitCommit": spec.commit}}, *wheels],
+                "externalParameters": {
+                    "commit": spec.commit,
+                    "folder": spec.folder,
+                    "tree": spec.tree,
+                    "eventSet": spec.event_set,
+                },
+                "internalParameters": {"python": PYTHON, "base": spec.base, "runtime": self._runtime},
+                "resolvedDependencies": [{"name": "source", "digest": {"gitCommit": spec.commit}}, *below, *wheels],
             },
             "runDetails": {"builder": {"id": BUILDER}, "metadata": {"finishedOn": self._clock.now().isoformat()}},
         }
 
+    def _materials_of(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """What went into an image, as its provenance says, and the digest of the runtime."""
+        definition = provenance["buildDefinition"]
+        if definition["buildType"] != BUILDER:
+            raise ValueError(definition["buildType"])
+        outer, inner = definition["externalParameters"], definition["internalParameters"]
+        wheels = [item for item in definition["resolvedDependencies"] if item["name"].endswith(".whl")]
+        return {
+            **{key: outer[key] for key in ("commit", "folder", "tree")},
+            **{key: inner[key] for key in ("base", "python", "runtime")},
+            "wheels": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in wheels},
+        }
+
     def _identity(self, spec: ImageSpec) -> str:
         if not self._runtime:
-            folder = _runtime_folder()
+            folder = package_folder("myelin")
             files = {path: item.data.decode(errors="replace") for path, item in _runtime_files(folder).items()}
             self._runtime = digest_value({**files, "requirements.txt": (folder / "requirements.txt").read_text()})
         return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": self._runtime, "format": BUILDER})
@@ -278,35 +299,20 @@ def _settings(source: Mapping[str, Stored]) -> dict[str, str]:
     return found
 
 
-def _runtime_folder() -> Path:
-    """Where the package lies that goes into every image; it is never imported here."""
-    found = importlib.util.find_spec("myelin")
-    if found is None or not found.submodule_search_locations:
-        raise DesiredStateError(
-            "package myelin: expected the runtime beside the controller; install both", reason="RuntimeMissing"
-        )
-    return Path(found.submodule_search_locations[0])
-
-
 def _runtime_files(folder: Path) -> dict[str, Stored]:
-    files = sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
-    return {f"{SITE}/myelin/{path.relative_to(folder).as_posix()}": Stored(data=path.read_bytes()) for path in files}
+    return tree(folder, f"{SITE}/myelin", "*.py")
 
 
-def _venv_files() -> dict[str, Stored]:
-    text = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n"
-    return {"opt/venv/pyvenv.cfg": Stored(data=text.encode())}
+def _label(spec: ImageSpec) -> str:
+    return f"c-{spec.commit[:12]}-e-{spec.event_set.removeprefix('sha256:')[:12]}"
 
 
-def _groups(wheels: list[Path]) -> list[list[Path]]:
-    """Big wheels alone, the small ones together."""
-    big = [[wheel] for wheel in wheels if wheel.stat().st_size >= BIG_WHEEL_BYTES]
-    small = [wheel for wheel in wheels if wheel.stat().st_size < BIG_WHEEL_BYTES]
-    return [*big, *([small] if small else [])]
+def _tags(spec: ImageSpec, identity: str) -> tuple[str, str]:
+    """What an image is called in a registry: one name for us to find it, one for people."""
+    end = f"-{_label(spec)}"
+    name = spec.repository.replace("/", "-").lstrip(".-")[: LONGEST_TAG - len(end)] or "image"
+    return f"i-{identity.removeprefix('sha256:')[:32]}", name + end
 
 
-def _wheel_digest(wheel: Path) -> str:
-    import hashlib
-
-    with wheel.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(digest: str) -> dict[str, str]:
+    return {"sha256": digest.removeprefix("sha256:")}

@@ -71,16 +71,23 @@ class SshKey:
             RefusedError: The file cannot be read, or others may read it.
             TrustError: It is no such key.
         """
-        content = _read(path)
+        return cls.parse(_read(path), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> SshKey:
+        """Read a key that lies at `where`, for messages.
+
+        Raises:
+            TrustError: It is no such key.
+        """
         try:
             private = serialization.load_ssh_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            text = f"{path}: expected an OpenSSH key without passphrase, got another file; make one with `ssh-keygen -t ed25519`"
+            text = f"{where}: expected an OpenSSH key without passphrase, got another file; make one with `ssh-keygen -t ed25519`"
             raise TrustError(text, reason="NoKey") from error
         if not isinstance(private, ed25519.Ed25519PrivateKey):
-            raise TrustError(
-                f"{path}: expected an ed25519 key, got another kind; make one with `ssh-keygen -t ed25519`", reason="NoKey"
-            )
+            text = f"{where}: expected an ed25519 key, got another kind; make one with `ssh-keygen -t ed25519`"
+            raise TrustError(text, reason="NoKey")
         return cls(private)
 
     def public(self) -> str:
@@ -197,12 +204,21 @@ class ImageKey:
             RefusedError: The file cannot be read, or others may read it.
             TrustError: It is no such key.
         """
+        return cls.parse(_read(path), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> ImageKey:
+        """Read a key that lies at `where`, for messages.
+
+        Raises:
+            TrustError: It is no such key.
+        """
         try:
-            private = serialization.load_pem_private_key(_read(path), password=None)
+            private = serialization.load_pem_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise TrustError(f"{path}: expected a P-256 key as PKCS#8 PEM, got something else", reason="NoKey") from error
+            raise TrustError(f"{where}: expected a P-256 key as PKCS#8 PEM, got something else", reason="NoKey") from error
         if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
-            raise TrustError(f"{path}: expected a P-256 key, got another kind", reason="NoKey")
+            raise TrustError(f"{where}: expected a P-256 key, got another kind", reason="NoKey")
         return cls(private)
 
     @property

@@ -82,6 +82,10 @@ class GitLedger:
             self._all = None
         return tuple(new)
 
+    def pending(self) -> int:
+        """How many entries are only in the write-ahead log."""
+        return len(self._pending)
+
     def push(self) -> int:
         """Push what is pending as one commit; return how many entries."""
         if not self._pending:

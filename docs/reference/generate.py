@@ -1,6 +1,7 @@
-"""Writes manifests.md, the reference of all documents, from the document types: `python docs/reference/generate.py`.
+"""Writes what is made from the document types: `python docs/reference/generate.py`.
 
-A field without a meaning, and a meaning without a field, stop it.
+That is manifests.md, the reference of all documents, and the CustomResourceDefinitions of the chart. A field without a
+meaning, and a meaning without a field, stop it.
 """
 
 import inspect
@@ -13,13 +14,22 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
+from policies.crds import as_yaml, custom_resource_definition
 from policies.parsing import KINDS
 from policies.terms.axon import Free
 from policies.terms.document_types import Duration, Instant, Name, Number, Text
+from policies.terms.project import GitUrl, MaybeSecretName, RegistryPath, SecretName
 
 PAGE = Path(__file__).with_name("manifests.md")
+CRDS = Path(__file__).parents[2] / "charts/myelin/crds"
 WORDS: dict[Any, str] = {Duration: "duration", Instant: "instant", Name: "name", Number: "number", Text: "text", Any: "anything"}
 WORDS |= {Free: "free mapping", str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): ""}
+WORDS |= {
+    GitUrl: "Git URL",
+    RegistryPath: "`host[:port]/path`",
+    SecretName: "name of a Secret",
+    MaybeSecretName: "name of a Secret",
+}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "entries at least", "pattern": "like"}
 INTRODUCTION = """# Manifests
 
@@ -36,7 +46,13 @@ MEANINGS = """
   destination_name = backend by name | task = one of `spec.tasks` | version = its id | reason = why | replicas = how many servers
 ProjectSpec: branch = the branch that is the truth | paths = folders where axons are looked for; none: all | trust = whose
   commits are acted on | write_back = what the controller may commit, and how | builder = how images are built | policies = rules
-  for all | limits = how much may run || Trust: signers = who may change desired state | ancestors = all commits must be signed,
+  for all | limits = how much may run | repository = where it lies; counts only in the Project object of a cluster | registry =
+  where images and artifacts are kept; counts only in the Project object of a cluster | keys = what is signed with; counts only
+  in the Project object of a cluster || Repository: url = its address, without a password | secret_name = holds `username` and
+  `password`; none: read without || Registry: repository = where all of the project's images, artifacts and
+  signatures lie | secret_name = of type `kubernetes.io/dockerconfigjson`, to push with | pull_secret_name = the same, to pull
+  with: the pods' | unsafe_plain_http = without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, and
+  `image.pem` || Trust: signers = who may change desired state | ancestors = all commits must be signed,
   not only the tip | since = commit to begin at | unsafe_unsigned_commits = act on unsigned commits || Signer: ssh = public key,
   `ssh-ed25519 AAAA…` | openpgp = OpenPGP key | identity = signer as the issuer knows them | issuer = who vouches || WriteBack:
   mode = how changes reach the branch | author = in whose name | forge = where pull requests are made | paths = folders that the
@@ -44,8 +60,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   = address in commits || Builder: base = base image by digest, or `host` | index = where wheels come from | require_hashes =
   refuse unlocked requirements | allow_source_distributions = run their setup code || Limits: runs_per_day = most runs in a day |
   retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day |
-  max_concurrent_jobs = most jobs at a time || Policy: on = what it judges | require = condition in CEL | message = what a
-  refusal says
+  max_concurrent_jobs = most jobs at a time || Policy: on = what it judges; kubectl wants it quoted, `"on"` |
+  require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for
   `{{workflow.parameters.NAME}}` | artifacts = source of images | volume_claim_template = claim of a shared volume | volume =
   shared volume | tasks = what can be run | sensors = when it is run | suspend = nothing new starts; what serves goes on ||
@@ -134,6 +150,13 @@ def written() -> Iterator[str]:
         raise SystemExit(f"{'.'.join(unused[0])}: expected a field for this meaning in {__file__}, there is none")
 
 
+def definitions() -> Iterator[tuple[Path, str]]:
+    """The chart's CustomResourceDefinitions: (file, text)."""
+    for kind in KINDS:
+        text = "# Written by docs/reference/generate.py from the document types in policies/terms/; do not edit.\n"
+        yield CRDS / f"{kind.lower()}s.yaml", text + as_yaml(custom_resource_definition(kind))
+
+
 def meanings() -> dict[tuple[str, str], str]:
     """(class, field) -> meaning."""
     text = re.sub(r"\n +", " ", MEANINGS.strip())
@@ -196,3 +219,6 @@ def row(name: str, field: FieldInfo, kind: str, meaning: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text("\n".join(written()) + "\n")
+    CRDS.mkdir(parents=True, exist_ok=True)
+    for file, text in definitions():
+        file.write_text(text)

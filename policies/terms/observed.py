@@ -40,6 +40,8 @@ class Observed:
     """One look."""
 
     recorded: Recorded
+    is_pushed: bool = True
+    """Whether all that is recorded has left this machine's write-ahead log."""
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     servers: Mapping[str, ServerState] = field(default_factory=dict)
     images: Mapping[str, ImageState] = field(default_factory=dict)

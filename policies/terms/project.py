@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from policies.terms.document_types import Document
+
+GIT_URL = r"^([a-z][a-z0-9+.-]*://([^\s/:@]+@)?[^\s/@]*(/\S*)?|[^\s/:-][^\s/:]*:/?[^\s/:]\S*|/\S*)$"
+"""A URL, `host:path` as in SSH, or a path; a password in it would be shown to whoever may read the object."""
+REGISTRY_PATH = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+$"
+"""Host, port and path of one repository; the path's rule is that of the OCI Distribution Specification 1.1."""
+SECRET_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+"""What Kubernetes lets a Secret be called."""
+
+
+def _check_git_url(text: str) -> str:
+    # The text is not shown: it may hold a password.
+    if not re.fullmatch(GIT_URL, text):
+        raise ValueError("expected a Git URL without a password, which belongs in the Secret that secretName names")
+    return text
+
+
+def _check_registry_path(text: str) -> str:
+    if not re.fullmatch(REGISTRY_PATH, text):
+        raise ValueError(f"expected host[:port]/path without scheme, tag and digest, the path in lower case, got {text!r}")
+    return text
+
+
+def _check_secret_name(text: str) -> str:
+    if not re.fullmatch(SECRET_NAME, text):
+        raise ValueError(f"expected the name of a Secret in the project's namespace, got {text!r}")
+    return text
+
+
+def _check_maybe_secret_name(text: str) -> str:
+    return _check_secret_name(text) if text else text
+
+
+GitUrl = Annotated[str, AfterValidator(_check_git_url)]
+RegistryPath = Annotated[str, AfterValidator(_check_registry_path)]
+SecretName = Annotated[str, AfterValidator(_check_secret_name)]
+"""The name of a Secret beside the Project object."""
+MaybeSecretName = Annotated[str, AfterValidator(_check_maybe_secret_name)]
+"""The same, or empty for none."""
 
 
 class Metadata(Document):
@@ -100,8 +139,30 @@ class Policy(Document):
     message: str = ""
 
 
+class Repository(Document):
+    """Where the repository of a cluster's project lies; only the Project object of a cluster can say it."""
+
+    url: GitUrl
+    secret_name: MaybeSecretName = ""
+
+
+class Registry(Document):
+    """Where a cluster's project keeps images and artifacts; only the Project object of a cluster can say it."""
+
+    repository: RegistryPath
+    secret_name: MaybeSecretName = ""
+    pull_secret_name: MaybeSecretName = ""
+    unsafe_plain_http: bool = False
+
+
+class Keys(Document):
+    """The keys that a cluster's project signs with; only the Project object of a cluster can say it."""
+
+    secret_name: SecretName
+
+
 class ProjectSpec(Document):
-    """See extensions.md."""
+    """What is followed, whom it trusts, and where what it makes is kept."""
 
     branch: str = "main"
     paths: tuple[str, ...] = ()
@@ -110,6 +171,9 @@ class ProjectSpec(Document):
     builder: Builder = Builder()
     policies: tuple[Policy, ...] = ()
     limits: Limits = Limits()
+    repository: Repository | None = None
+    registry: Registry | None = None
+    keys: Keys | None = None
 
 
 class Project(Document):

@@ -36,6 +36,9 @@ class JobSpec:
     event: Mapping[str, Any] | None = None
     """The event that made it due, as a JSON file that `EVENT_PATH` names."""
     timeout_seconds: float | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """Requests and limits as Kubernetes has them; where it runs has no say in what comes of it."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +50,8 @@ class JobState:
     phase: Literal["running", "succeeded", "failed"]
     exit_code: int | None = None
     reason: str = ""
-    """`ExitCode`, `TimedOut`, `Lost`, `CannotStart` or `Stopped` when it failed."""
+    """`ExitCode`, `TimedOut`, `Lost`, `CannotStart`, `OutOfMemory`, `Evicted` or `Stopped` when it failed. Why it waits while
+    it runs: `ImagePull`, `Unschedulable`, `Refused`, `CannotStart`; mostly empty."""
     message: str = ""
     """One line for a person, with the last line that the program printed where that helps."""
     started_at: datetime | None = None
@@ -88,7 +92,7 @@ class ServerState:
     name: str
     phase: Literal["starting", "ready", "failed"]
     address: str
-    """`127.0.0.1:8080`, without scheme."""
+    """`127.0.0.1:8080` or `name.namespace.svc:8080`, without scheme."""
     image: Digest
     restarts: int = 0
     reason: str = ""

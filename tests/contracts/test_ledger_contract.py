@@ -133,6 +133,15 @@ def test_a_statement_reads_the_same_before_and_after_a_restart(place: Place) -> 
     assert repr(read.statement.body) == repr(said.statement.body)
 
 
+def test_what_is_not_pushed_yet_is_counted(place: Place) -> None:
+    ledger = place.open()
+    assert ledger.pending() == 0
+    ledger.record([statement("one"), statement("two")])
+    assert ledger.pending() == 2
+    ledger.push()
+    assert ledger.pending() == 0
+
+
 def test_push_says_how_many_and_another_machine_reads_them(place: Place) -> None:
     ledger = place.open()
     ledger.record([statement("a"), statement("b")])

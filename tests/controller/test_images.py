@@ -1,9 +1,13 @@
 """Images: the same bytes everywhere, signed, and nothing loads that was touched."""
 
+import json
 import os
 import tarfile
 import time
+import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +18,20 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, init_bare
 from controller.adapters.images import PythonImages
 from controller.adapters.keys import ImageKey, SshKey
-from controller.adapters.oci.layers import Stored, lay, lay_wheels
+from controller.adapters.oci.assembly import PYTHON
+from controller.adapters.oci.bases import Bases
+from controller.adapters.oci.layers import Filed, Stored, lay, lay_wheels
 from controller.adapters.oci.layout import ArtifactStore, Layout
-from controller.adapters.oci.wheels import check_hashes, merged_lock
+from controller.adapters.oci.mirrored import MirroredLayout
+from controller.adapters.oci.registry import Access, Registry
+from controller.adapters.oci.wheels import check_hashes, merged_lock, taken_out
 from policies.errors import ControllerError, DesiredStateError, TrustError
+from policies.terms.digest import Digest, digest_of
 from policies.terms.task import ImageSpec, ImageState
+from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry, with_passwords
+from tests.controller.tiny_base import USUAL, part, push
 
+needs_registry = pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is one")
 SITE = "opt/venv/lib/python3.11/site-packages"
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -134,10 +146,10 @@ class Builds:
         signer = ImageKey.generate(folder / "image.pem")
         self.images = PythonImages(self.repository, self.layout, folder / "build", signer, (signer.public_pem,), SystemClock())
 
-    def build(self, files: dict[str, bytes | None]) -> ImageState:
+    def build(self, files: dict[str, bytes | None], *, base: str = "host") -> ImageState:
         tip = self.repository.fetch("main")
         commit = self.repository.push(branch="main", parent=tip, changes=files, message="m", at=AT)
-        spec = ImageSpec(repository="r", commit=commit, folder="src", tree=self.repository.tree_id(commit, "src"))
+        spec = ImageSpec(repository="r", commit=commit, folder="src", tree=self.repository.tree_id(commit, "src"), base=base)
         self.images.start(spec)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -189,3 +201,257 @@ def test_a_layer_of_files_has_golden_bytes(tmp_path: Path) -> None:
 
 
 GOLDEN_LAYER = "sha256:e58ea9e44aca688347e55748bfb2ee9e2069c0860c867add56f8a70decefe0ee"
+
+
+def test_a_streamed_file_has_golden_bytes_and_comes_back(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "store")
+    content = {"d/small": b"1", "d/empty": b"", "d/full": b"x" * 65535, "d/big": bytes(range(256)) * 1000}
+    files = {}
+    for name, data in content.items():
+        digest = layout.put(data)
+        files[name] = Filed(path=layout.path(digest), digest=digest, size=len(data), executable=name == "d/big")
+    laid = lay(layout, files, folders=("d", "e/f"))
+    with tarfile.open(layout.path(laid.descriptor["digest"]), "r:gz") as archive:
+        members = {member.name: member for member in archive}
+        assert set(members) == {"d", "e", "e/f", *content}
+        assert {name for name, member in members.items() if member.isdir()} == {"d", "e", "e/f"}
+        for name, data in content.items():
+            file = archive.extractfile(members[name])
+            assert file is not None
+            assert file.read() == data
+        assert (members["d/big"].mode, members["d/small"].mode) == (0o755, 0o644)
+    assert laid.descriptor["digest"] == GOLDEN_STREAMED
+
+
+def test_a_streamed_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "store")
+    digest = layout.put(b"weights")
+    for touched in (b"weightz", b"weight"):
+        layout.path(digest).write_bytes(touched)
+        with pytest.raises(TrustError, match="expected the bytes of"):
+            lay(layout, {"w": Filed(path=layout.path(digest), digest=digest, size=7)})
+    assert [path.name for path in layout.root.iterdir() if path.name.startswith("new-")] == []
+
+
+@pytest.mark.parametrize("name", [".wh.x", "a/.wh.x", "a/.wh..wh..opq", ".wh.a/x"])
+def test_a_name_that_would_hide_files_of_other_layers_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DesiredStateError, match="hide a file of another layer; rename it"):
+        lay(Layout(tmp_path / "store"), {name: Stored(data=b"")})
+
+
+def test_packages_are_taken_out_of_a_lock_with_their_versions() -> None:
+    lock = "a==1.0 \\\n    --hash=sha256:aa\nB_c==2.0 ; python_version > '3' \\\n    --hash=sha256:bb\nd==3\n"
+    rest, versions = taken_out(lock, ("b-c",))
+    assert versions == {"b-c": "2.0"}
+    assert rest == "a==1.0 \\\n    --hash=sha256:aa\nd==3\n"
+
+
+GOLDEN_STREAMED = "sha256:63b0da09be254a36985020c3adc99568c594acfeabfb72e137c27b5742b2d627"
+
+
+class Pushes:
+    """A project in a registry: its repository, and controllers that may lose everything but their keys."""
+
+    def __init__(self, server: RegistryServer, folder: Path, wheels: Path) -> None:
+        self.server, self.folder, self.wheels = server, folder, wheels
+        self.name = folder.name.replace("_", "-").lower()[:40]
+        key = SshKey.generate(folder / "key")
+        init_bare(folder / "origin.git")
+        self.repository = GitRepository(str(folder / "origin.git"), folder / "git", key)
+        self.key = ImageKey.generate(folder / "image.pem")
+
+    def access(self, repository: str) -> Access:
+        return Access(repository=repository, unsafe_plain_http=True)
+
+    def base(self) -> str:
+        repository = f"{self.server.address}/base"
+        with closing(Registry(self.access(repository))) as registry:
+            settings = {"Env": ["PATH=/usr/games:/bin", "LANG=C.UTF-8", "MYELIN_PYTHON=2"], "User": "root", "Cmd": ["x"]}
+            return f"{repository}@{push(registry, self.folder / 'parts', [part(USUAL)], settings=settings)}"
+
+    def spec(self, files: dict[str, bytes | None], base: str) -> ImageSpec:
+        tip = self.repository.fetch("main")
+        commit = self.repository.push(branch="main", parent=tip, changes=files, message="m", at=AT)
+        tree = self.repository.tree_id(commit, "src")
+        return ImageSpec(repository="team/r", commit=commit, folder="src", tree=tree, base=base, event_set=digest_of(b"e"))
+
+    @contextmanager
+    def controller(self, state: str, address: str = "") -> Iterator[tuple[PythonImages, MirroredLayout]]:
+        place = f"{address or self.server.address}/team/{self.name}"
+        with closing(Registry(self.access(place), tries=1)) as registry:
+            layout = MirroredLayout(self.folder / state / "store", registry)
+            build = self.folder / state / "build"
+            build.mkdir(parents=True, exist_ok=True)
+            if not (build / "wheels").exists():
+                (build / "wheels").symlink_to(self.wheels)
+            bases = Bases(layout, build / "bases", self.access)
+            public = (self.key.public_pem,)
+            yield (
+                PythonImages(self.repository, layout, build, self.key, public, SystemClock(), bases=bases),
+                layout,
+            )
+
+
+def ended(images: PythonImages, spec: ImageSpec) -> ImageState:
+    images.start(spec)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        state = images.look(spec)
+        if state is not None and state.phase != "building":
+            return state
+        time.sleep(0.02)
+    raise AssertionError("never built")
+
+
+def built(images: PythonImages, spec: ImageSpec) -> Digest:
+    state = ended(images, spec)
+    assert state.phase == "built", state.message
+    assert state.digest is not None
+    return state.digest
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    with registry_server(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wheels")
+
+
+@pytest.fixture
+def pushes(server: RegistryServer, tmp_path: Path, wheels: Path) -> Iterator[Pushes]:
+    made = Pushes(server, tmp_path, wheels)
+    yield made
+    made.repository.close()
+
+
+@needs_registry
+def test_an_image_on_a_base_is_pushed_whole_and_named_for_people_and_for_us(pushes: Pushes) -> None:
+    base = pushes.base()
+    spec = pushes.spec({"src/app.py": b"print(1)\n"}, base)
+    with pushes.controller("one") as (images, layout):
+        digest = built(images, spec)
+        images.verify(digest)
+        manifest = layout.manifest(digest)
+        assert manifest["annotations"] == {
+            "org.opencontainers.image.base.name": base,
+            "org.opencontainers.image.base.digest": base.split("@")[1],
+        }
+        config = json.loads(layout.get(manifest["config"]["digest"]))
+        assert config["config"]["User"] == "65532:65532"
+        assert "Cmd" not in config["config"]
+        env = dict(item.split("=", 1) for item in config["config"]["Env"])
+        assert env == {"PATH": "/opt/venv/bin:/usr/games:/bin", "LANG": "C.UTF-8", "MYELIN_PYTHON": PYTHON}
+        assert len(config["rootfs"]["diff_ids"]) == len(manifest["layers"])
+        with tarfile.open(layout.path(manifest["layers"][-1]["digest"]), "r:gz") as archive:
+            links = {member.name: member.linkname for member in archive if member.issym()}
+            assert links == {"opt/venv/bin/python": f"/usr/bin/python{PYTHON}", "opt/venv/bin/python3": "python"}
+            settings = archive.extractfile("opt/venv/pyvenv.cfg")
+            assert settings is not None
+            assert b"home = /usr/bin\n" in settings.read()
+        registry = layout.registry
+        label = f"team-r-c-{spec.commit[:12]}-e-{spec.event_set.removeprefix('sha256:')[:12]}"
+        assert registry.resolve(label) == digest
+        assert registry.has_manifest(digest)
+        assert [item for item in manifest["layers"] if not registry.has_blob(item["digest"])] == []
+        assert not layout.is_here(manifest["layers"][0]["digest"])
+        assert layout.reference == registry.repository
+
+
+@needs_registry
+def test_a_controller_that_lost_its_state_finds_what_was_built_and_builds_nothing(pushes: Pushes) -> None:
+    spec = pushes.spec({"src/app.py": b"print(2)\n"}, pushes.base())
+    with pushes.controller("one") as (images, _):
+        first = ended(images, spec)
+    assert first.digest is not None
+    with pushes.controller("two") as (images, layout):
+        assert images.look(spec) is None
+        again = ended(images, spec)
+        assert (again.phase, again.digest, again.materials) == ("built", first.digest, first.materials)
+        images.verify(first.digest)
+        assert list((pushes.folder / "two" / "build").glob("layer-*.json")) == []
+        assert [item for item in layout.manifest(first.digest)["layers"] if layout.is_here(item["digest"])] == []
+    with pushes.controller("two") as (images, _):
+        assert images.look(spec) == again
+
+
+@needs_registry
+def test_a_tag_that_somebody_moved_is_not_believed(pushes: Pushes) -> None:
+    base = pushes.base()
+    one, other = pushes.spec({"src/app.py": b"print(3)\n"}, base), pushes.spec({"src/app.py": b"print(4)\n"}, base)
+    with pushes.controller("one") as (images, layout):
+        good, wrong = built(images, one), built(images, other)
+        tags = [tag for tag in _tags(layout) if tag.startswith("i-") and layout.registry.resolve(tag) == good]
+        layout.registry.put_manifest(layout.get(wrong), tags[0])
+    with pushes.controller("two") as (images, layout):
+        assert built(images, one) == good
+        assert layout.registry.resolve(tags[0]) == good
+    # What another key signed says nothing either.
+    pushes.key = ImageKey.generate(pushes.folder / "other.pem")
+    with pushes.controller("three") as (images, _):
+        assert built(images, one) == good
+        assert list((pushes.folder / "three" / "build").glob("layer-*.json")) != []
+
+
+@needs_registry
+def test_a_registry_that_refuses_or_is_silent_is_asked_again_later(pushes: Pushes, tmp_path: Path) -> None:
+    spec = pushes.spec({"src/app.py": b"print(5)\n"}, pushes.base())
+    with (
+        registry_server(tmp_path / "closed", with_passwords(tmp_path / "closed")) as closed,
+        pushes.controller("one", closed.address) as (images, _),
+    ):
+        state = ended(images, spec)
+    assert (state.phase, state.reason, state.is_passing) == ("failed", "RegistryRefused", True)
+    with pushes.controller("one", closed.address) as (images, _):
+        state = ended(images, spec)
+    assert (state.phase, state.is_passing) == ("failed", True)
+    assert closed.address in state.message
+    with pushes.controller("one") as (images, _):
+        images.verify(built(images, spec))
+
+
+@needs_registry
+def test_what_was_pushed_to_one_registry_is_pushed_to_the_next(pushes: Pushes, tmp_path: Path) -> None:
+    spec = pushes.spec({"src/app.py": b"print(6)\n"}, pushes.base())
+    with pushes.controller("one") as (images, _):
+        digest = built(images, spec)
+    with registry_server(tmp_path / "next") as after, pushes.controller("one", after.address) as (images, layout):
+        assert images.look(spec) is None
+        assert built(images, spec) == digest
+        assert [item for item in layout.manifest(digest)["layers"] if not layout.registry.has_blob(item["digest"])] == []
+
+
+@needs_registry
+def test_a_layer_that_the_registry_lost_is_missed_before_a_pod_would(pushes: Pushes, server: RegistryServer) -> None:
+    spec = pushes.spec({"src/app.py": b"print(7)\n"}, pushes.base())
+    with pushes.controller("one") as (images, layout):
+        digest = built(images, spec)
+        layer = layout.manifest(digest)["layers"][-1]["digest"]
+    server.forget(layout.registry.access.path, layer)
+    with pushes.controller("two") as (images, _), pytest.raises(TrustError, match="it is missing") as caught:
+        images.verify(digest)
+    assert caught.value.reason == "BlobMissing"
+
+
+@needs_registry
+def test_a_base_that_will_not_do_says_so_once(pushes: Pushes) -> None:
+    spec = pushes.spec({"src/app.py": b""}, f"{pushes.server.address}/base:3")
+    with pushes.controller("one") as (images, _):
+        state = ended(images, spec)
+    assert (state.phase, state.reason, state.is_passing) == ("failed", "BaseNotPinned", False)
+
+
+def test_on_one_machine_there_are_no_bases(tmp_path: Path) -> None:
+    builds = Builds(tmp_path)
+    state = builds.build({"src/app.py": b""}, base=f"h.example/p@{digest_of(b'1')}")
+    assert (state.phase, state.reason) == ("failed", "NotBuilt")
+    builds.repository.close()
+
+
+def _tags(layout: MirroredLayout) -> list[str]:
+    place = layout.registry.access
+    with urllib.request.urlopen(f"http://{place.host}/v2/{place.path}/tags/list") as answer:
+        return list(json.load(answer)["tags"])

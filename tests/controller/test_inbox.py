@@ -1,7 +1,10 @@
 """The inbox over real HTTP: what it takes, what it refuses and why, and what it tells of runs and deployed models."""
 
+import hashlib
+import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,9 +19,19 @@ from typing import Any
 import pytest
 
 from controller import inbox
+from controller.adapters import gauges
+from controller.adapters.results import job_path, job_secret, programs_path
 from controller.adapters.spool import Spool
-from policies.admin import axon_runs, deployed_graphs
-from policies.errors import DesiredStateError, OutsideError, RefusedError
+from policies.admin import ANY_PROJECT, axon_runs, deployed_graphs
+from policies.errors import (
+    ConflictError,
+    ControllerError,
+    DesiredStateError,
+    OutsideError,
+    RefusedError,
+    SilentError,
+    TrustError,
+)
 from policies.serving import proxy_name, server_name
 from policies.terms.axon import Axon
 from policies.terms.desired import DesiredAxon, DesiredState
@@ -390,3 +403,303 @@ def test_who_was_not_given_the_jobs_address_can_neither_push_nor_ask(path: str, 
 def test_a_page_in_a_browser_cannot_push(opened: Opened) -> None:
     assert opened.ask("/metrics/job/x", "a 1\n", Origin="https://elsewhere.example")[0] == 403
     assert opened.samples == []
+
+
+class Several:
+    """A desk of two projects, with the receivers of a controller in a cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.is_ready, self.is_alive = folder, True, True
+        self.events: dict[str, Spool] = {}
+        self.reports: list[tuple[str, str, Any]] = []
+        self.results: list[tuple[str, str, bytes]] = []
+        self.trouble: Exception | None = None
+        self.desk = inbox.Desk("127.0.0.1", 0, is_ready=lambda: self.is_ready, is_alive=lambda: self.is_alive)
+        for project in ("red", "blue"):
+            self.admit(project)
+        self.port = self.desk.start()
+
+    def admit(self, project: str, **more: Any) -> None:
+        spool = self.events[project] = Spool(self.folder / project)
+
+        def take(name: str, tar: Path) -> Mapping[str, str]:
+            self.results.append((project, name, tar.read_bytes()))
+            if self.trouble is not None:
+                raise self.trouble
+            return {"model": IMAGE}
+
+        receivers = inbox.Receivers(
+            spool=spool,
+            clock=Clock(),
+            wake=lambda: None,
+            report=lambda name, line: self.reports.append((project, name, dict(line))),
+            push=lambda labels, text: None,
+            newest=lambda: None,
+            place=place,
+            namespace="default",
+            result=take,
+            results=self.incoming(project),
+            largest_result_bytes=4 << 20,
+        )
+        given = {"token": f"token-of-{project}", "programs": f"secret-of-{project}"}
+        self.desk.admit(project, replace(receivers, **more), **given)
+
+    def incoming(self, project: str) -> Path:
+        return self.folder / f"{project}-incoming"
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body or None, {name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            value = json.loads(answer.read())
+            return answer.status, value.get("message", value)
+        finally:
+            connection.close()
+
+    def fire(self, project: str, token: str) -> tuple[int, Any]:
+        return self.ask("POST", f"/sensors/{project}/small/again", b"{}", Authorization=f"Bearer {token}")
+
+    def bring(self, path: str, body: bytes = b"a tar", **headers: str) -> tuple[int, Any]:
+        given = {"Myelin_Digest": f"sha256:{hashlib.sha256(body).hexdigest()}", **headers}
+        return self.ask("PUT", path, body, **given)
+
+    def left(self) -> list[str]:
+        return [path.name for project in ("red", "blue") for path in self.incoming(project).glob("*")]
+
+
+def wrong_tokens() -> float:
+    samples = gauges.parse_exposition(gauges.render().decode())
+    return next(value for labels, value in samples if labels["__name__"] == "myelin_wrong_tokens_total")
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Iterator[Several]:
+    made = Several(tmp_path)
+    yield made
+    made.desk.close()
+
+
+def test_each_project_hears_its_own_senders(several: Several) -> None:
+    assert several.fire("red", "token-of-red")[0] == 202
+    assert several.fire("blue", "token-of-blue")[0] == 202
+    assert several.fire(ANY_PROJECT, "token-of-blue")[0] == 202
+    assert (len(several.events["red"].received()), len(several.events["blue"].received())) == (1, 2)
+
+
+def test_a_sender_learns_nothing_of_other_projects(several: Several) -> None:
+    unknown = (401, "expected the inbox's token as Authorization: Bearer …")
+    assert several.fire("red", "wrong") == several.fire("green", "wrong") == several.fire("green", "") == unknown
+    assert several.fire("blue", "token-of-red") == (404, "project blue: expected red")
+    assert several.fire("green", "token-of-red") == (404, "project green: expected red")
+    assert several.events["blue"].received() == ()
+
+
+def test_programs_are_told_apart_by_their_address(several: Several) -> None:
+    for project in ("blue", "red"):
+        path = programs_path(f"secret-of-{project}")
+        assert several.ask("POST", f"{path}/trials/job-1/submit_result", b'{"result": null}') == (200, {})
+        assert several.reports[-1][:2] == (project, "job-1")
+    assert several.ask("POST", "/programs/nobody/trials/job-1/submit_result", b'{"result": null}')[0] == 401
+
+
+def test_a_project_that_was_dismissed_is_as_one_that_never_was(several: Several) -> None:
+    several.desk.dismiss("red")
+    several.desk.dismiss("red")
+    assert several.fire("red", "token-of-red") == several.fire("red", "wrong")
+    assert several.fire("blue", "token-of-blue")[0] == 202
+    several.admit("red")
+    assert several.fire("red", "token-of-red")[0] == 202
+
+
+@pytest.mark.parametrize(
+    ("token", "programs", "words"),
+    [
+        ("", "p", "expected a token and a secret for its programs, got an empty one"),
+        ("t", "", "expected a token and a secret for its programs, got an empty one"),
+        ("token-of-red", "p", "expected secrets of its own, got those of red"),
+        ("t", "secret-of-red", "expected secrets of its own, got those of red"),
+    ],
+)
+def test_a_project_needs_secrets_of_its_own(token: str, programs: str, words: str, several: Several) -> None:
+    receivers = several.desk.by_token("token-of-red")
+    assert receivers is not None
+    with pytest.raises(RefusedError, match=f"project green: {words}"):
+        several.desk.admit("green", receivers.receivers, token=token, programs=programs)
+    assert "token-of-red" not in repr(receivers)
+    assert "secret-of-red" not in repr(receivers)
+
+
+def test_a_port_in_use_is_said(several: Several) -> None:
+    with pytest.raises(RefusedError, match=f"inbox port {several.port}: Address already in use"):
+        inbox.Desk("127.0.0.1", several.port, is_ready=lambda: True, is_alive=lambda: True)
+
+
+def test_a_desk_that_never_started_can_be_closed() -> None:
+    inbox.Desk("127.0.0.1", 0, is_ready=lambda: True, is_alive=lambda: True).close()
+
+
+def test_probes_are_told_what_the_controller_says(several: Several) -> None:
+    assert (several.ask("GET", "/health")[0], several.ask("GET", "/ready")[0]) == (200, 200)
+    several.is_ready = False
+    assert (several.ask("GET", "/health")[0], several.ask("GET", "/ready")[0]) == (200, 503)
+    several.is_alive = False
+    assert several.ask("GET", "/health")[0] == 503
+
+
+def test_while_a_controller_starts_what_it_does_not_know_yet_is_to_ask_again(several: Several) -> None:
+    several.is_ready = False
+    again = (503, "not every project is known here yet; ask again")
+    before = wrong_tokens()
+    assert several.fire("green", "token-of-green") == again
+    assert several.ask("POST", f"{programs_path('secret-of-green')}/metrics/job/x", b"a 1") == again
+    assert several.fire("red", "token-of-red")[0] == 202
+    assert wrong_tokens() == before
+    several.is_ready = True
+    assert several.fire("green", "token-of-green")[0] == 401
+    assert wrong_tokens() == before + 1
+
+
+def test_a_result_whose_project_is_not_there_is_never_lost(several: Several) -> None:
+    again = (503, "no project is known here by this address; ask again")
+    several.desk.dismiss("red")
+    for several.is_ready in (False, True):
+        assert several.bring(job_path("secret-of-red", "one")) == again
+    several.admit("red")
+    assert several.bring(job_path("secret-of-red", "one"))[0] == 201
+
+
+def test_a_result_goes_to_its_project_and_leaves_nothing_behind(several: Several) -> None:
+    body = os.urandom(3 << 20)
+    assert several.bring(job_path("secret-of-blue", "one"), body) == (201, {"model": IMAGE})
+    assert several.bring(job_path("secret-of-red", "a" * 63), b"") == (201, {"model": IMAGE})
+    assert several.results == [("blue", "one", body), ("red", "a" * 63, b"")]
+    assert several.left() == []
+
+
+def test_no_job_can_send_for_another_nor_with_what_all_are_told(several: Several) -> None:
+    told = programs_path("secret-of-red").rpartition("/")[2]
+    words = "expected the address that this job was given, with its secret"
+    for guess in (job_secret("secret-of-red", "two"), job_secret(told, "one"), told, "", "ü"):
+        path = f"{programs_path('secret-of-red')}/jobs/one.{urllib.parse.quote(guess)}/result"
+        assert several.bring(path) == (401, words)
+    assert (
+        several.bring(job_path("secret-of-blue", "one").replace(programs_path("secret-of-blue"), f"/programs/{told}"))[0] == 401
+    )
+    assert several.results == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "A", "a_b", "-a", "a-", "a" * 64, "a%2Fb", "a%0A", "%C3%BC"])
+def test_odd_names_are_no_jobs(name: str, several: Several) -> None:
+    path = f"{programs_path('secret-of-red')}/jobs/{name}.{job_secret('secret-of-red', urllib.parse.unquote(name))}/result"
+    assert several.bring(path)[0] == 404
+    assert several.results == []
+
+
+def test_where_nobody_takes_results_there_is_nothing(several: Several, opened: Opened) -> None:
+    several.admit("red", result=None)
+    assert several.bring(job_path("secret-of-red", "one")) == (404, "job 'one': nobody here takes a result of it")
+    programs = json.loads((opened.folder / "address.json").read_text())["programs"]
+    opened.url = opened.url.split("/programs/")[0]
+    assert opened.ask(job_path(programs, "one"), "a tar", "PUT")[0] == 404
+
+
+def test_only_a_put_brings_a_result(several: Several) -> None:
+    path = job_path("secret-of-red", "one")
+    assert several.ask("POST", path, b"a tar")[0] == 404
+    assert several.ask("GET", path)[0] == 404
+    assert several.bring(path, Origin="https://elsewhere.example")[0] == 403
+    assert several.results == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "code", "words"),
+    [
+        ({"Myelin_Digest": "sha256:" + "0" * 64}, 400, "body: expected sha256:0000"),
+        ({"Myelin_Digest": "md5:" + "0" * 32}, 400, "expected the body's digest as Myelin-Digest: sha256:<64 hex>"),
+        ({"Myelin_Digest": ""}, 400, "expected the body's digest as Myelin-Digest: sha256:<64 hex>"),
+        ({"Content_Length": "4194305"}, 413, "result: expected at most 4194304 bytes, got 4194305"),
+        ({"Content_Length": "-1"}, 411, "expected a body with its Content-Length"),
+        ({"Content_Length": "9" * 40}, 411, "expected a body with its Content-Length"),
+        ({"Transfer_Encoding": "chunked"}, 411, "expected a body with its Content-Length"),
+    ],
+)
+def test_what_is_not_what_it_says_is_not_taken(headers: dict[str, str], code: int, words: str, several: Several) -> None:
+    got = several.bring(job_path("secret-of-red", "one"), **headers)
+    assert (got[0], got[1].startswith(words)) == (code, True), got
+    assert several.results == []
+    assert several.left() == []
+
+
+def test_a_body_that_is_cut_short_is_not_taken(several: Several) -> None:
+    head = f"PUT {job_path('secret-of-red', 'one')} HTTP/1.1\r\nMyelin-Digest: sha256:{'0' * 64}\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", several.port), timeout=10) as sender:
+        sender.sendall(head.encode() + b"half")
+        sender.shutdown(socket.SHUT_WR)
+        answer = sender.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"body: expected more of it, it ended early" in answer
+    assert several.left() == []
+    with socket.create_connection(("127.0.0.1", several.port), timeout=10) as sender:
+        sender.sendall(head.encode() + b"half")
+    assert several.bring(job_path("secret-of-red", "two"))[0] == 201
+    assert [name for _, name, _ in several.results] == ["two"]
+
+
+def test_who_asks_first_hears_no_before_sending_anything(several: Several) -> None:
+    for path, answer in (
+        (job_path("secret-of-red", "one"), b"HTTP/1.1 100 "),
+        (job_path("secret-of-red", "one").replace("one.", "two."), b"HTTP/1.1 401 "),
+        (f"{programs_path('secret-of-red')}/metrics/job/x", b"HTTP/1.1 100 "),
+    ):
+        head = f"PUT {path} HTTP/1.1\r\nExpect: 100-continue\r\nMyelin-Digest: sha256:{'0' * 64}\r\nContent-Length: 9\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", several.port), timeout=10) as sender:
+            sender.sendall(head.encode())
+            assert sender.recv(13) == answer
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        (SilentError("registry: no answer"), 503),
+        (ConflictError("registry: somebody wrote first"), 503),
+        (OutsideError("registry: odd"), 503),
+        (ControllerError("odd"), 503),
+        (OSError(28, "No space left on device"), 503),
+        (RefusedError("result: expected a tar file"), 422),
+        (TrustError("result: not ours"), 422),
+        (DesiredStateError("job one: expected no result"), 422),
+        (OutsideError("job one: gone", reason="JobGone"), 404),
+    ],
+)
+def test_what_a_receiver_says_decides_whether_the_job_tries_again(trouble: Exception, code: int, several: Several) -> None:
+    several.trouble = trouble
+    got = several.bring(job_path("secret-of-red", "one"))
+    assert (got[0], str(trouble) in got[1] or trouble.args[0] in got[1]) == (code, True)
+    assert len(several.results) == 1
+    assert several.left() == []
+
+
+def test_a_disk_that_takes_no_more_is_to_ask_again(several: Several) -> None:
+    several.incoming("red").parent.mkdir(exist_ok=True)
+    several.incoming("red").write_text("no folder")
+    assert several.bring(job_path("secret-of-red", "one"))[0] == 503
+    assert several.results == []
+
+
+def test_what_an_earlier_controller_was_receiving_is_gone_when_its_project_is_back(several: Several) -> None:
+    several.incoming("green").mkdir()
+    (several.incoming("green") / "incoming-x.tar").write_text("half")
+    (several.incoming("green") / "other").write_text("not ours")
+    several.admit("green")
+    assert [path.name for path in several.incoming("green").iterdir()] == ["other"]
+
+
+def test_a_receiver_may_keep_the_file_itself(several: Several, tmp_path: Path) -> None:
+    def take(name: str, tar: Path) -> Mapping[str, str]:
+        tar.rename(tmp_path / "kept")
+        return {}
+
+    several.admit("red", result=take)
+    assert several.bring(job_path("secret-of-red", "one")) == (201, {})
+    assert (tmp_path / "kept").read_bytes() == b"a tar"

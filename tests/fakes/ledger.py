@@ -40,6 +40,9 @@ class FakeLedger:
         self._disk.pending += map(encode, new)
         return tuple(new)
 
+    def pending(self) -> int:
+        return len(self._pending)
+
     def push(self) -> int:
         if not self._pending:
             return 0

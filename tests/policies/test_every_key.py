@@ -125,6 +125,8 @@ spec.writeBack.forge.type spec.writeBack.forge.url spec.writeBack.forge.tokenFro
 spec.builder.base spec.builder.index spec.builder.requireHashes spec.builder.allowSourceDistributions
 spec.policies[].name spec.policies[].on spec.policies[].require spec.policies[].message
 spec.limits.runsPerDay spec.limits.retrainsPerDay spec.limits.acceleratorHoursPerDay spec.limits.maxConcurrentJobs
+spec.repository.url spec.repository.secretName spec.registry.repository spec.registry.secretName spec.registry.pullSecretName
+spec.registry.unsafePlainHttp spec.keys.secretName
 """
 
 RELEASE = """
@@ -299,7 +301,7 @@ def strict_keys(document: LoadedDocument) -> list[tuple[str | int, ...]]:
 
 
 @pytest.mark.parametrize("typo", TYPOS.values(), ids=list(TYPOS))
-@pytest.mark.parametrize(("kind", "least"), [("Axon", 350), ("Project", 39), ("Release", 15)])
+@pytest.mark.parametrize(("kind", "least"), [("Axon", 350), ("Project", 49), ("Release", 15)])
 def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_known_key(
     kind: str, least: int, typo: Callable[[str], str], loaded: Mapping[str, LoadedDocument]
 ) -> None:

@@ -25,6 +25,10 @@ EPOCH = 315619200
 BIG_WHEEL_BYTES = 512 * 1024
 LARGEST_FILE_BYTES = 2 << 30
 _MEMBER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+_BLOCK = 65535
+"""What one stored block of DEFLATE holds at the most (RFC 1951, 3.2.4)."""
+_HIDES = ".wh."
+"""A file of such a name would hide another one of a lower layer (OCI image spec, whiteouts)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,16 @@ class Zipped:
     executable: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filed:
+    """A file of a layer, given as a blob on disk, which is read block by block and checked on the way."""
+
+    path: Path
+    digest: str
+    size: int
+    executable: bool = False
+
+
 class _Writer:
     def __init__(self, out: IO[bytes]) -> None:
         self._out, self._plain, self._packed = out, hashlib.sha256(), hashlib.sha256()
@@ -65,6 +79,20 @@ class _Writer:
         self._plain.update(plain)
         self._write(_MEMBER + packed + struct.pack("<II", crc, len(plain) & 0xFFFFFFFF))
 
+    def streamed(self, source: IO[bytes], size: int) -> str:
+        """A member of its own for the next `size` bytes, more than 0, of a file; returns the digest of what came."""
+        self.flush()
+        sha, crc, left = hashlib.sha256(), 0, size
+        self._write(_MEMBER)
+        while left and (block := source.read(min(left, _BLOCK))):
+            left -= len(block)
+            crc = zlib.crc32(block, crc)
+            sha.update(block)
+            self._plain.update(block)
+            self._write(struct.pack("<BHH", not left, len(block), len(block) ^ 0xFFFF) + block)
+        self._write(struct.pack("<II", crc, size & 0xFFFFFFFF))
+        return "sha256:" + sha.hexdigest()
+
     def flush(self) -> None:
         data = b"".join(self._pending)
         self._pending = []
@@ -72,9 +100,9 @@ class _Writer:
             return
         self._plain.update(data)
         parts = [_MEMBER]
-        for start in range(0, len(data), 65535):
-            block = data[start : start + 65535]
-            is_last = start + 65535 >= len(data)
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            is_last = start + _BLOCK >= len(data)
             parts += [struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF), block]
         parts.append(struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF))
         self._write(b"".join(parts))
@@ -89,18 +117,39 @@ class _Writer:
         self._out.write(data)
 
 
-def lay(layout: Layout, files: Mapping[str, Stored | Zipped], links: Mapping[str, str] | None = None) -> Laid:
-    """Write a layer of files (path without leading slash -> content) and symbolic links (path -> target)."""
+def lay(
+    layout: Layout,
+    files: Mapping[str, Stored | Zipped | Filed],
+    links: Mapping[str, str] | None = None,
+    folders: Iterable[str] = (),
+) -> Laid:
+    """Write a layer.
+
+    Args:
+        layout: Where it goes.
+        files: Path without leading slash -> content.
+        links: Path -> target, of symbolic links.
+        folders: Those that are there even when nothing lies in them.
+
+    Raises:
+        DesiredStateError: A name that would hide files of other layers.
+        TrustError: A blob is not what its digest says, or a wheel is damaged.
+    """
+    links = links or {}
+    hiding = [path for path in (*files, *links) if any(part.startswith(_HIDES) for part in path.split("/"))]
+    if hiding:
+        text = f"{hiding[0]}: expected a name that does not begin with {_HIDES}, it would hide a file of another layer"
+        raise DesiredStateError(f"{text}; rename it", reason="OddFile")
     with layout.writing() as out:
         writer = _Writer(out)
-        folders = {parent for path in (*files, *(links or {})) for parent in _parents(path)}
-        for path in sorted({*files, *folders, *(links or {})}, key=lambda text: text.encode("utf-8", "surrogateescape")):
+        above = {*folders, *(parent for path in (*files, *links, *folders) for parent in _parents(path))}
+        for path in sorted({*files, *above, *links}, key=lambda text: text.encode("utf-8", "surrogateescape")):
             if path in files:
                 _file(writer, path, files[path])
-            elif path in folders:
+            elif path in above:
                 writer.stored(_header(path + "/", 0, 0o755, tarfile.DIRTYPE))
             else:
-                writer.stored(_header(path, 0, 0o777, tarfile.SYMTYPE, (links or {})[path]))
+                writer.stored(_header(path, 0, 0o777, tarfile.SYMTYPE, links[path]))
         digest, diff_id = writer.end()
         layout.adopt(out, digest)
     return Laid(descriptor=layout.descriptor(digest, LAYER), diff_id=diff_id)
@@ -114,7 +163,7 @@ def lay_wheels(layout: Layout, wheels: Sequence[Path], site: str) -> Laid:
     """
     opened = [zipfile.ZipFile(path) for path in wheels]
     try:
-        files: dict[str, Stored | Zipped] = {}
+        files: dict[str, Stored | Zipped | Filed] = {}
         for archive, path in zip(opened, wheels, strict=True):
             for target, item in _entries(archive, path, site):
                 if target in files and not _is_same(files[target], item):
@@ -157,16 +206,19 @@ def _script(data: bytes) -> bytes:
     return data
 
 
-def _is_same(one: Stored | Zipped, other: Stored | Zipped) -> bool:
+def _is_same(one: Stored | Zipped | Filed, other: Stored | Zipped | Filed) -> bool:
     if isinstance(one, Zipped) and isinstance(other, Zipped):
         return (one.info.CRC, one.info.file_size) == (other.info.CRC, other.info.file_size)
     return isinstance(one, Stored) and isinstance(other, Stored) and one.data == other.data
 
 
-def _file(writer: _Writer, path: str, item: Stored | Zipped) -> None:
+def _file(writer: _Writer, path: str, item: Stored | Zipped | Filed) -> None:
     mode = 0o755 if item.executable else 0o644
     if isinstance(item, Stored):
         writer.stored(_header(path, len(item.data), mode) + item.data + _padding(len(item.data)))
+        return
+    if isinstance(item, Filed):
+        _filed(writer, path, item, mode)
         return
     size = item.info.file_size
     writer.stored(_header(path, size, mode))
@@ -187,6 +239,17 @@ def _file(writer: _Writer, path: str, item: Stored | Zipped) -> None:
             raise TrustError(f"{path}: expected bytes with the wheel's checksum, got others", reason="DamagedWheel")
         writer.stored(packed)
     writer.stored(_padding(size))
+
+
+def _filed(writer: _Writer, path: str, item: Filed, mode: int) -> None:
+    writer.stored(_header(path, item.size, mode))
+    if not item.size:
+        return
+    with item.path.open("rb") as source:
+        got = writer.streamed(source, item.size)
+    if got != item.digest:
+        raise TrustError(f"{path}: expected the bytes of {item.digest}, got {got}", reason="BlobChanged")
+    writer.stored(_padding(item.size))
 
 
 def _raw(item: Zipped) -> bytes:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +31,10 @@ _BLOCK = 1 << 20
 
 
 class Layout:
-    """A folder in the OCI image layout; every blob is checked when it is read."""
+    """A folder in the OCI image layout; every blob is checked when it is read.
+
+    `MirroredLayout` puts such a folder in front of a registry; whoever keeps something here calls `push` when it is whole.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -39,21 +42,34 @@ class Layout:
         if not (root / "oci-layout").exists():
             _write(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
 
+    @property
+    def reference(self) -> str:
+        """What signatures call this place: the repository in the registry, here the folder's name."""
+        return self.root.name
+
     def path(self, digest: str) -> Path:
-        """Where a blob lies."""
+        """A blob's file; it may not be there."""
+        return self.place(digest)
+
+    def place(self, digest: str) -> Path:
+        """Where in this folder a blob lies, or would."""
         if not is_digest(digest):
             raise TrustError(f"blob {digest[:80]!r}: expected sha256:<64 hex>")
         return self.root / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
     def has(self, digest: str) -> bool:
-        """Whether a blob is here."""
-        return self.path(digest).exists()
+        """Whether a blob is to be had."""
+        return self.is_here(digest)
+
+    def is_here(self, digest: str) -> bool:
+        """Whether a blob lies in this folder, whatever a registry has."""
+        return self.place(digest).exists()
 
     def put(self, data: bytes) -> Digest:
         """Keep bytes under their digest."""
         digest = digest_of(data)
-        if not self.has(digest):
-            _write(self.path(digest), data)
+        if not self.is_here(digest):
+            _write(self.place(digest), data)
         return digest
 
     @contextmanager
@@ -69,7 +85,7 @@ class Layout:
         """Keep a written file under its digest."""
         file.flush()
         os.fsync(file.fileno())
-        os.replace(file.name, self.path(digest))
+        os.replace(file.name, self.place(digest))
 
     def get(self, digest: str) -> bytes:
         """A blob's bytes.
@@ -99,6 +115,38 @@ class Layout:
         if got != digest:
             raise TrustError(f"blob {digest}: expected these bytes, got {got}", reason="BlobChanged")
 
+    def check_all(self, digest: str) -> None:
+        """Check all that a manifest names.
+
+        Raises:
+            TrustError: Anything is missing or not what its digest says.
+        """
+        for blob in self.named(digest):
+            self.check(blob)
+
+    def stamp(self, digest: str) -> tuple[object, ...]:
+        """What differs once a file of a manifest's was touched, without reading all of them.
+
+        Raises:
+            TrustError: Anything is missing.
+        """
+        return tuple(self._touched(blob) for blob in (digest, *self.named(digest)))
+
+    def named(self, digest: str) -> tuple[str, ...]:
+        """The blobs that a manifest names: its config, then its layers."""
+        manifest = self.manifest(digest)
+        try:
+            return tuple(item["digest"] for item in (manifest["config"], *manifest["layers"]))
+        except (KeyError, TypeError) as error:
+            raise TrustError(f"manifest {digest}: expected a config and layers", reason="BadManifest") from error
+
+    def _touched(self, digest: str) -> tuple[int, int]:
+        try:
+            status = self.place(digest).stat()
+        except FileNotFoundError as error:
+            raise TrustError(f"blob {digest}: expected it in the store, it is missing", reason="BlobMissing") from error
+        return status.st_mtime_ns, status.st_size
+
     def descriptor(self, digest: str, media_type: str) -> dict[str, Any]:
         """How manifests refer to a blob."""
         return {"mediaType": media_type, "digest": digest, "size": self.path(digest).stat().st_size}
@@ -118,6 +166,18 @@ class Layout:
             others = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) != name]
             index["manifests"] = sorted([*others, entry], key=lambda item: str(item["annotations"][REF_NAME]))
             _write(self.root / "index.json", canonical(index))
+
+    def resolve(self, tag: str) -> Digest | None:
+        """The manifest that a name stands for; None when nothing has that name."""
+        found = [item["digest"] for item in self._index()["manifests"] if item.get("annotations", {}).get(REF_NAME) == tag]
+        return Digest(found[0]) if found else None
+
+    def push(self, digest: str, *, tags: Sequence[str] = ()) -> None:
+        """Bring a manifest, with all that it names, to where others fetch it; here it is there already."""
+
+    def mount(self, digest: str, repository: str) -> bool:
+        """Whether a blob of another repository `host/path` is now where `push` brings things, without a copy; here never."""
+        return False
 
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """Manifests whose subject is `digest`."""
@@ -152,17 +212,19 @@ class ArtifactStore:
         """Keep all files below a folder; equal content gives an equal digest.
 
         Raises:
-            RefusedError: A link that leaves the folder, or no plain file.
-            SilentError: The disk is full.
+            RefusedError: A link that leaves the folder, no plain file, or the registry says no.
+            SilentError: The disk is full, or the registry gives no answer.
         """
         try:
             layers = [self._file(folder, path) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
             config = self._layout.descriptor(self._layout.put(b"{}"), EMPTY)
             manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": FILES, "config": config, "layers": layers}
             digest = self._layout.put(canonical(manifest))
-            self._layout.tag(f"artifact-{digest.removeprefix('sha256:')}", digest)
+            name = f"artifact-{digest.removeprefix('sha256:')}"
+            self._layout.tag(name, digest)
+            self._layout.push(digest, tags=(name,))
         except OSError as error:
-            raise _disk(self._layout.root, error) from error
+            raise disk_error(self._layout.root, error) from error
         return digest
 
     def fetch_folder(self, digest: str, destination: Path) -> None:
@@ -187,7 +249,7 @@ class ArtifactStore:
                 shutil.copyfile(self._layout.path(layer["digest"]), target)
                 target.chmod(0o755 if layer["annotations"].get(MODE) == "true" else 0o644)
         except OSError as error:
-            raise _disk(destination, error) from error
+            raise disk_error(destination, error) from error
 
     def _file(self, folder: Path, path: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
@@ -199,13 +261,14 @@ class ArtifactStore:
                 sha.update(block)
                 file.write(block)
             digest = Digest("sha256:" + sha.hexdigest())
-            if not self._layout.has(digest):
+            if not self._layout.is_here(digest):
                 self._layout.adopt(file, digest)
         annotations = {TITLE: name} | ({MODE: "true"} if os.access(path, os.X_OK) and path.stat().st_mode & 0o100 else {})
         return {**self._layout.descriptor(digest, FILE), "annotations": annotations}
 
 
-def _disk(place: Path, error: OSError) -> OutsideError:
+def disk_error(place: Path, error: OSError) -> OutsideError:
+    """What the disk's own error means here."""
     return SilentError(f"{place}: {error.strerror or error}", reason="DiskFull" if error.errno == 28 else "Disk")
 
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from policies.errors import DesiredStateError, SilentError
@@ -36,6 +36,18 @@ def merged_lock(own: str, runtime: str) -> str:
 def _is_ours(block: str) -> bool:
     match = _NAME.match(block)
     return match is not None and _plain(match[1]) == OURS
+
+
+def taken_out(lock: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """A lock without these packages, and the versions that it pinned them to."""
+    kept, versions = [], {}
+    for block in re.split(r"(?m)^(?=[A-Za-z0-9])", lock):
+        match = _NAME.match(block)
+        if match is not None and _plain(match[1]) in names:
+            versions[_plain(match[1])] = re.split(r"[\s;\\]", block[match.end() :].strip(), maxsplit=1)[0]
+        else:
+            kept.append(block)
+    return "".join(kept), versions
 
 
 def check_hashes(lock: str, file: str) -> None:

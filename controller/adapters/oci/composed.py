@@ -1,0 +1,204 @@
+"""Images with data and models laid over them, so that a pod finds what it reads in the image that its digest names.
+
+Law: a composed image's bytes follow from the image below, the artifacts and their places alone; its name in the registry
+is the digest of these, so a controller that lost its memory finds it again and lays nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
+from controller.adapters.keys import ImageKey
+from controller.adapters.oci.assembly import read_memo, write_memo
+from controller.adapters.oci.layers import Filed, Laid, lay
+from controller.adapters.oci.layout import CONFIG, FILES, MANIFEST, MODE, TITLE, Layout
+from policies.canonical import canonical, digest_value
+from policies.errors import DesiredStateError, SilentError, TrustError
+from policies.terms.digest import Digest
+from reconcilers.ports import Clock
+
+COMPOSER = "myelin.io/builders/compose/v1"
+TOP = "myelin/in"
+"""All that is laid over an image lies below this folder."""
+PREFIX = "io.myelin."
+IMAGE = "io.myelin.image"
+MOST_LAYERS = 127
+"""What engines mount at the most."""
+
+
+class Composer:
+    """Lays artifacts over images, signs and pushes what comes of it. Threads may share it.
+
+    Args:
+        layout: Where images and artifacts are, and composed images go.
+        folder: Memories of layers and images; may be deleted.
+        key: Signs composed images.
+        public_keys: PEM of all keys whose images may be laid over.
+        clock: Tells when, for provenance.
+    """
+
+    def __init__(self, layout: Layout, folder: Path, key: ImageKey, public_keys: Sequence[str], clock: Clock) -> None:
+        self._layout, self._folder, self._key = layout, folder, key
+        self._public_keys, self._clock = tuple(public_keys), clock
+        self._working = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def compose(self, image: Digest, places: Mapping[str, Sequence[Digest]]) -> Digest:
+        """Lay artifacts over an image.
+
+        Args:
+            image: A code image.
+            places: `myelin/in/…` -> artifacts laid over each other in that folder, later ones win. Empty ones do not count.
+
+        Returns:
+            The composed image's digest; `image` itself when there is nothing to lay.
+
+        Raises:
+            DesiredStateError: A place elsewhere, a name that an image cannot hold, or too many layers.
+            TrustError: No key of the project signed the image, or a blob is missing or changed.
+            OutsideError: The registry said no or nothing, or the disk is full.
+        """
+        wanted = {place: [str(item) for item in artifacts] for place, artifacts in sorted(places.items()) if artifacts}
+        if not wanted:
+            return image
+        for place in wanted:
+            if not place.startswith(f"{TOP}/") or not _is_plain(place):
+                raise DesiredStateError(f"place {place!r}: expected a folder below {TOP}", reason="OddPlace")
+        inputs = {"image": str(image), "places": wanted}
+        name = f"run-{_short(digest_value({**inputs, 'format': COMPOSER}))}"
+        memo = self._folder / f"{name}.json"
+        try:
+            with self._working:
+                known = read_memo(memo)
+                if known is not None and known["place"] == self._layout.reference and self._layout.has(known["digest"]):
+                    return Digest(known["digest"])
+                digest = self._found(name, inputs) or self._laid(name, image, wanted, inputs)
+                write_memo(memo, {"digest": digest, "place": self._layout.reference})
+                return digest
+        except OSError as error:
+            reason = "DiskFull" if error.errno == 28 else "Disk"
+            raise SilentError(f"image store: {error.strerror or error}", reason=reason) from error
+
+    def _found(self, name: str, inputs: Mapping[str, Any]) -> Digest | None:
+        """What a controller with our keys composed of the same and pushed; None: nobody did."""
+        digest = self._layout.resolve(name)
+        if digest is None:
+            return None
+        try:
+            self._layout.check_all(digest)
+            definition = verify_image(self._layout, digest, self._public_keys)[PROVENANCE]["buildDefinition"]
+            same = (definition["buildType"], definition["externalParameters"]) == (COMPOSER, inputs)
+        except (TrustError, KeyError, TypeError, ValueError):
+            # Whoever may write to the registry may move a tag, which then says nothing. It is laid again.
+            return None
+        if not same:
+            return None
+        self._layout.push(digest, tags=(name,))
+        return digest
+
+    def _laid(self, name: str, image: Digest, places: Mapping[str, Sequence[str]], inputs: Mapping[str, Any]) -> Digest:
+        # Our signature on what we make says that we trust what is below it.
+        self._layout.check_all(image)
+        verify_image(self._layout, image, self._public_keys)
+        manifest = self._layout.manifest(image)
+        config = json.loads(self._layout.get(manifest["config"]["digest"]))
+        laid = [self._layer(place, artifact) for place, artifacts in places.items() for artifact in artifacts]
+        layers = [*manifest["layers"], *(layer.descriptor for layer in laid)]
+        if len(layers) > MOST_LAYERS:
+            text = f"image {image}: expected at most {MOST_LAYERS} layers with all data and models, got {len(layers)}"
+            raise DesiredStateError(text, reason="TooManyLayers")
+        diff_ids = [*config["rootfs"]["diff_ids"], *(layer.diff_id for layer in laid)]
+        config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
+        notes = {_annotation(place): ",".join(artifacts) for place, artifacts in places.items()}
+        composed = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self._layout.descriptor(self._layout.put(canonical(config)), CONFIG),
+            "layers": layers,
+            "annotations": {**manifest.get("annotations", {}), IMAGE: str(image), **notes},
+        }
+        digest = self._layout.put(canonical(composed))
+        sign_image(self._layout, digest, self._key, self._provenance(inputs))
+        self._layout.tag(name, digest)
+        self._layout.push(digest, tags=(name,))
+        return digest
+
+    def _layer(self, place: str, artifact: str) -> Laid:
+        """The layer of an artifact in a place; one that was laid before is taken again."""
+        key = digest_value({"artifact": artifact, "place": place, "format": COMPOSER})
+        memo = self._folder / f"files-{_short(key)}.json"
+        known = read_memo(memo)
+        if known is not None and self._layout.has(known["descriptor"]["digest"]):
+            return Laid(descriptor=known["descriptor"], diff_id=known["diff_id"])
+        laid = lay(self._layout, self._files(place, artifact), folders=(place,))
+        write_memo(memo, {"descriptor": laid.descriptor, "diff_id": laid.diff_id})
+        return laid
+
+    def _files(self, place: str, artifact: str) -> dict[str, Filed]:
+        manifest = self._layout.manifest(artifact)
+        if manifest.get("artifactType") != FILES:
+            raise TrustError(f"artifact {artifact}: expected {FILES}, got {manifest.get('artifactType')}")
+        found = {}
+        for item in manifest["layers"]:
+            name = str(item["annotations"][TITLE])
+            if not _is_plain(name):
+                raise TrustError(f"artifact {artifact}: expected plain file names, got {name!r}")
+            found[f"{place}/{name}"] = Filed(
+                path=self._layout.path(item["digest"]),
+                digest=item["digest"],
+                size=int(item["size"]),
+                executable=item["annotations"].get(MODE) == "true",
+            )
+        return found
+
+    def _provenance(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        used = [("image", inputs["image"])]
+        used += [(place, artifact) for place, artifacts in inputs["places"].items() for artifact in artifacts]
+        return {
+            "buildDefinition": {
+                "buildType": COMPOSER,
+                "externalParameters": dict(inputs),
+                "internalParameters": {},
+                "resolvedDependencies": [
+                    {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}} for name, digest in used
+                ],
+            },
+            "runDetails": {"builder": {"id": COMPOSER}, "metadata": {"finishedOn": self._clock.now().isoformat()}},
+        }
+
+
+def inputs_of(layout: Layout, digest: str) -> dict[str, tuple[Digest, ...]]:
+    """What a composed image was made of; empty for any other image.
+
+    Returns:
+        `image` -> the code image; `data`, `model`, `earlier/<task>` -> artifacts, in the order in which they lie.
+
+    Raises:
+        TrustError: Its manifest is missing or changed.
+    """
+    notes = layout.manifest(digest).get("annotations") or {}
+    if IMAGE not in notes:
+        return {}
+    return {
+        key.removeprefix(PREFIX).replace(".", "/", 1): tuple(Digest(item) for item in str(value).split(","))
+        for key, value in notes.items()
+        if key.startswith(PREFIX)
+    }
+
+
+def _annotation(place: str) -> str:
+    return PREFIX + place.removeprefix(f"{TOP}/").replace("/", ".", 1)
+
+
+def _is_plain(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _short(digest: Digest) -> str:
+    return digest.removeprefix("sha256:")[:32]

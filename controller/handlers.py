@@ -1,0 +1,101 @@
+"""The door to kopf: it watches our own objects, Jobs and what serves, and each event only wakes a pass.
+
+This is the one place with `async`: kopf's loop runs in the calling thread, everything else in threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import kopf
+
+FINALIZER = "myelin.io/finalizer"
+OURS = {"myelin.io/kind": kopf.PRESENT}
+GROUP, VERSION = "myelin.io", "v1alpha1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """Who hears of what. All are called in kopf's thread and must be quick."""
+
+    project: Callable[[Mapping[str, Any], bool], None]
+    """A Project as it is now, and whether it is gone."""
+    mirror: Callable[[str, Mapping[str, Any], bool], None]
+    """Kind of an Axon, Release or Version, as it is now, and whether it is gone."""
+    work: Callable[[str], None]
+    """Namespace in which a Job, or something that serves, changed."""
+    removed: Callable[[str, str], None]
+    """Namespace and name of a Project that is being deleted; returns when nothing acts on it any more."""
+
+
+def watch(callbacks: Callbacks, namespaces: Sequence[str], stop: threading.Event, *, kubeconfig: bool = False) -> None:
+    """Watch until told to stop.
+
+    Args:
+        callbacks: Who hears of what.
+        namespaces: Those that are watched.
+        stop: When to end.
+        kubeconfig: Whether the cluster is reached by the file that KUBECONFIG names; else as a pod in it does.
+    """
+    registry = _registry(callbacks, kubeconfig)
+    logging.getLogger("kopf").setLevel(logging.ERROR)
+    asyncio.run(
+        kopf.operator(registry=registry, settings=_settings(), namespaces=list(namespaces), standalone=True, stop_flag=stop)
+    )
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.persistence.finalizer = FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="myelin.io")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="myelin.io")
+    settings.posting.enabled = False  # what is to be said is in the conditions
+    settings.scanning.disabled = True  # the kinds are known, and we may list neither CRDs nor namespaces
+    settings.watching.server_timeout = 300
+    return settings
+
+
+def _registry(callbacks: Callbacks, kubeconfig: bool) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.event(GROUP, VERSION, "projects", registry=registry)
+    async def project(event: Mapping[str, Any], body: kopf.Body, **_: Any) -> None:
+        callbacks.project(_plain(body), event["type"] == "DELETED")
+
+    def mirrored(kind: str, plural: str) -> None:
+        @kopf.on.event(GROUP, VERSION, plural, registry=registry, id=f"mirror-{plural}")
+        async def mirror(event: Mapping[str, Any], body: kopf.Body, **_: Any) -> None:
+            callbacks.mirror(kind, _plain(body), event["type"] == "DELETED")
+
+    for kind, plural in (("Axon", "axons"), ("Release", "releases"), ("Version", "versions")):
+        mirrored(kind, plural)
+
+    def working(group: str, version: str, plural: str) -> None:
+        @kopf.on.event(group, version, plural, labels=OURS, registry=registry, id=f"work-{plural}")
+        async def work(namespace: str | None, **_: Any) -> None:
+            callbacks.work(namespace or "")
+
+    for group, version, plural in (
+        ("batch", "v1", "jobs"),
+        ("apps", "v1", "deployments"),
+        ("", "v1", "services"),
+        ("", "v1", "configmaps"),
+        ("", "v1", "pods"),
+    ):
+        working(group, version, plural)
+
+    @kopf.on.delete(GROUP, VERSION, "projects", registry=registry)
+    async def removed(namespace: str | None, name: str, **_: Any) -> None:
+        await asyncio.to_thread(callbacks.removed, namespace or "", name)
+
+    kopf.on.login(registry=registry)(kopf.login_with_kubeconfig if kubeconfig else kopf.login_with_service_account)
+    return registry
+
+
+def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in dict(body).items()}

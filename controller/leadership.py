@@ -1,0 +1,155 @@
+"""One controller acts at a time: whoever holds the Lease. A second replica waits for it.
+
+A leader that cannot renew stops acting before anybody else may start: it counts from when it asked, not from when it was
+answered. Source: the rules of client-go's leader election, with its times halved.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from controller.adapters.cluster import LEASE, POD, Cluster
+from policies.errors import ConflictError, ControllerError
+from reconcilers.ports import Clock
+
+DURATION_SECONDS = 12
+"""After which a Lease that nobody renewed may be taken."""
+RENEW_WITHIN_SECONDS = 8.0
+"""How long a leader acts after it last renewed."""
+RENEW_EVERY_SECONDS = 3.0
+LEADER = "myelin.io/leader"
+"""Label of the leader's pod, which the inbox's Service points at."""
+
+
+class Leadership:
+    """The Lease `name` in `namespace`.
+
+    Args:
+        cluster: The API server.
+        namespace: Where the Lease lies.
+        name: What it is called.
+        identity: Who we are; unique among replicas.
+        clock: Tells when.
+        changed: Called when we begin or cease to lead.
+        pod: Our pod, which is labelled while it leads; empty: there is none.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        identity: str,
+        clock: Clock,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        pod: str = "",
+    ) -> None:
+        self._cluster, self._namespace, self._name, self._identity = cluster, namespace, name, identity
+        self._clock, self._changed, self._pod = clock, changed, pod
+        self._renewed_at: float | None = None
+        self._seen_at: float | None = None
+        self._seen: tuple[str, str] = ("", "")
+        self._seen_since = 0.0
+        self._marked: bool | None = None
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether we may act now."""
+        return self._renewed_at is not None and time.monotonic() - self._renewed_at < RENEW_WITHIN_SECONDS
+
+    @property
+    def is_in_touch(self) -> bool:
+        """Whether we lead, or saw lately who does."""
+        return self.is_leader or (self._seen_at is not None and time.monotonic() - self._seen_at < 3 * DURATION_SECONDS)
+
+    def start(self) -> None:
+        """Try for the Lease, and keep it, until `end`."""
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Give the Lease back, so that another may lead at once."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join(10)
+        if self._renewed_at is None:
+            return
+        self._renewed_at = None
+        try:
+            lease = self._cluster.get(LEASE, self._namespace, self._name)
+            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+                self._cluster.replace(LEASE, lease)
+        except ControllerError:
+            pass  # it runs out by itself
+
+    def look(self) -> None:
+        """Renew the Lease, or take it when nobody holds it any more."""
+        asked_at = time.monotonic()
+        lease = self._cluster.get(LEASE, self._namespace, self._name)
+        now = self._clock.now()
+        if lease is None:
+            spec = self._spec(now, transitions=0)
+            self._cluster.create(LEASE, {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec})
+        else:
+            self._seen_at = asked_at
+            spec = lease["spec"]
+            holder = str(spec.get("holderIdentity") or "")
+            if holder not in ("", self._identity) and not self._is_over(holder, spec, asked_at):
+                self._renewed_at = None
+                return
+            is_ours = holder == self._identity
+            transitions = int(spec.get("leaseTransitions") or 0) + (0 if is_ours else 1)
+            lease["spec"] = self._spec(now, transitions=transitions, acquired=spec.get("acquireTime") if is_ours else None)
+            self._cluster.replace(LEASE, lease)
+        self._renewed_at = asked_at
+
+    def _is_over(self, holder: str, spec: Mapping[str, Any], now: float) -> bool:
+        """Whether a holder was silent for the Lease's time, by our own clock: theirs may be wrong."""
+        seen = (holder, str(spec.get("renewTime", "")))
+        if seen != self._seen:
+            self._seen, self._seen_since = seen, now
+            return False
+        return now - self._seen_since > float(spec.get("leaseDurationSeconds") or DURATION_SECONDS)
+
+    def _spec(self, now: datetime, *, transitions: int, acquired: str | None = None) -> dict[str, Any]:
+        instant = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": DURATION_SECONDS,
+            "acquireTime": acquired or instant,
+            "renewTime": instant,
+            "leaseTransitions": transitions,
+        }
+
+    def _keep(self) -> None:
+        led = False
+        while not self._ending.is_set():
+            try:
+                self.look()
+            except ConflictError:
+                pass  # somebody wrote first: the next look tells who
+            except ControllerError:
+                pass  # who cannot ask does not lead for long
+            if led != self.is_leader:
+                led = self.is_leader
+                self._changed()
+            self._mark(led)
+            self._ending.wait(RENEW_EVERY_SECONDS if led else 1.0)
+
+    def _mark(self, led: bool) -> None:
+        if not self._pod or self._marked == led:
+            return
+        patch = {"metadata": {"labels": {LEADER: "true" if led else None}}}
+        try:
+            self._cluster.merge(POD, self._namespace, self._pod, patch)
+            self._marked = led
+        except ControllerError:
+            pass  # the next look tries again

@@ -1,0 +1,398 @@
+"""The controller of a cluster: one process, one pass thread for each Project, one inbox for all, one leader.
+
+Watches and the clock only say *look now*; who does not hold the Lease does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from controller import handlers
+from controller.adapters.clock import SystemClock
+from controller.adapters.cluster import AXON, PROJECT, RELEASE, VERSION, Cluster
+from controller.follow import Told, count, keep_faults, write_status
+from controller.inbox import Desk
+from controller.leadership import Leadership
+from controller.loop import run_pass
+from controller.mirroring import Mirroring, Seen, say
+from controller.projects import open_project, read_project
+from controller.wiring import ClusterSurroundings, Waker, wire_in_cluster
+from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
+from policies.retries import pause_seconds
+from policies.terms.outcome import Outcome
+
+faults = logging.getLogger("myelin.faults")
+IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
+"""Time between two looks while nothing, and while something runs; wake-ups make both shorter."""
+LONGEST_PAUSE_SECONDS = 30.0
+RESYNC_SECONDS = 60.0
+"""A watch may miss that something went; so often all is listed."""
+STUCK_SECONDS = 900.0
+"""A pass that lasts longer will not end."""
+LEASE = "myelin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """What the controller's pod is told by its environment."""
+
+    namespace: str
+    """The pod's own."""
+    pod: str
+    """Its name; empty outside of a cluster."""
+    state: Path
+    """Caches, write-ahead logs and what is kept of ended jobs; may be lost."""
+    inbox: str
+    """The inbox's address for other pods."""
+    host: str = "0.0.0.0"
+    port: int = 8090
+    config: Path = Path("/etc/myelin/config.json")
+    """`{"namespaces": […]}`: whose Projects are followed; read again when it changes."""
+    kubeconfig: Path | None = None
+    """How to reach the cluster from outside of it."""
+
+
+def settings_from(environ: Mapping[str, str] = os.environ) -> OperatorSettings:
+    """Settings as the chart's environment gives them.
+
+    Raises:
+        RefusedError: This is no pod of the chart, and no KUBECONFIG says where the cluster is.
+    """
+    kubeconfig = environ.get("KUBECONFIG")
+    if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in environ:
+        raise RefusedError("operate: expected to run in a pod of the chart, or with KUBECONFIG; `myelin run` needs no cluster")
+    namespace = environ.get("POD_NAMESPACE", "default")
+    return OperatorSettings(
+        namespace=namespace,
+        pod=environ.get("POD_NAME", ""),
+        state=Path(environ.get("MYELIN_STATE", "/state")),
+        inbox=environ.get("MYELIN_INBOX_URL") or f"http://myelin.{namespace}.svc:8090",
+        host=environ.get("MYELIN_INBOX_HOST", "0.0.0.0"),
+        port=int(environ.get("MYELIN_INBOX_PORT", "8090")),
+        config=Path(environ.get("MYELIN_CONFIG_FILE", "/etc/myelin/config.json")),
+        kubeconfig=Path(kubeconfig) if kubeconfig else None,
+    )
+
+
+def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping: threading.Event | None = None) -> None:
+    """Follow all Projects of the managed namespaces until a signal says stop."""
+    stop = stopping or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    keep_faults(settings.state)
+    cluster, clock = Cluster(settings.kubeconfig), SystemClock()
+    fleet = Fleet(cluster, settings, tell=tell)
+    identity = settings.pod or f"{os.uname().nodename}-{os.getpid()}"
+    leadership = Leadership(cluster, settings.namespace, LEASE, identity, clock, changed=fleet.wake_all, pod=settings.pod)
+    fleet.leads = lambda: leadership.is_leader
+    desk = Desk(settings.host, settings.port, is_ready=lambda: leadership.is_in_touch, is_alive=fleet.is_alive)
+    fleet.shared = ClusterSurroundings(cluster=cluster, desk=desk, inbox=settings.inbox, state=settings.state)
+    leadership.start()
+    desk.start()
+    tell(f"operating on {', '.join(fleet.namespaces())}; inbox at {settings.inbox}; waiting for the Lease as {identity}")
+    try:
+        while not stop.is_set():
+            if not leadership.is_leader:
+                stop.wait(0.1)
+                continue
+            tell("leading")
+            _lead(fleet, leadership, stop, is_outside=settings.kubeconfig is not None)
+    finally:
+        fleet.end()
+        leadership.end()
+        desk.close()
+
+
+def _lead(fleet: Fleet, leadership: Leadership, stop: threading.Event, *, is_outside: bool) -> None:
+    """Watch for as long as we lead and the list of namespaces stays."""
+    namespaces = fleet.namespaces()
+    over = threading.Event()
+
+    def mind() -> None:
+        listed_at = 0.0
+        while not (stop.is_set() or over.is_set()) and leadership.is_leader and fleet.namespaces() == namespaces:
+            if time.monotonic() - listed_at > RESYNC_SECONDS:
+                listed_at = time.monotonic()
+                fleet.resync(namespaces)
+            stop.wait(0.1)
+        over.set()
+
+    minder = threading.Thread(target=mind, name="minder", daemon=True)
+    minder.start()
+    try:
+        handlers.watch(fleet.callbacks(), namespaces, over, kubeconfig=is_outside)
+    except ControllerError:
+        raise
+    except Exception as error:  # noqa: BLE001  kopf gives up when the cluster stays away; we do not
+        faults.error("the watches ended", exc_info=error)
+    finally:
+        over.set()
+        minder.join(10)
+
+
+class Fleet:
+    """All projects that are followed."""
+
+    def __init__(self, cluster: Cluster, settings: OperatorSettings, *, tell: Callable[[str], None]) -> None:
+        self.cluster, self.settings, self.tell = cluster, settings, tell
+        self.seen = Seen()
+        self.shared: ClusterSurroundings | None = None
+        self.leads: Callable[[], bool] = lambda: False
+        self._followers: dict[tuple[str, str], Follower] = {}
+        self._guard = threading.Lock()
+        self._namespaces: tuple[str, ...] = (settings.namespace,)
+        self._read_at: tuple[int, int] = (0, 0)
+        self._ending = False
+
+    def namespaces(self) -> tuple[str, ...]:
+        """The managed namespaces, as the chart's configuration says now."""
+        try:
+            status = self.settings.config.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            if stamp != self._read_at:
+                listed = json.loads(self.settings.config.read_bytes())["namespaces"]
+                self._namespaces, self._read_at = tuple(sorted(str(item) for item in listed)), stamp
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # what was read last counts
+        return self._namespaces
+
+    def callbacks(self) -> handlers.Callbacks:
+        """Who hears of what."""
+        return handlers.Callbacks(project=self._project, mirror=self._mirror, work=self._work, removed=self._removed)
+
+    def resync(self, namespaces: Sequence[str]) -> None:
+        """Take all objects of our kinds as they are now: a watch does not tell of what went while it was broken."""
+        for kind in (AXON, RELEASE, VERSION, PROJECT):
+            for namespace in namespaces:
+                try:
+                    found = self.cluster.list(kind, namespace)
+                except ControllerError:
+                    return
+                self.seen.reset(kind.kind, namespace, found)
+        for body in self.seen.all("Project"):
+            self._follow(body)
+        gone = [key for key in self._followers if self.seen.get("Project", *key) is None]
+        for key in gone:
+            self._drop(key)
+        self.wake_all()
+
+    def rival(self, namespace: str, name: str) -> Outcome | None:
+        """Why a Project may not be followed beside the others: the older one comes first."""
+        mine = self.seen.get("Project", namespace, name)
+        if mine is None:
+            return None
+        for other in sorted(self.seen.all("Project"), key=_age):
+            meta = other["metadata"]
+            if meta["uid"] == mine["metadata"]["uid"] or _age(other) > _age(mine) or "deletionTimestamp" in meta:
+                continue
+            who = f"Project {meta['namespace']}/{meta['name']}"
+            if meta["namespace"] == namespace:
+                words = f"{who} is followed in this namespace already; give this one a namespace of its own, or delete one"
+                return Outcome(state="stalled", subject=name, reason="NamespaceTaken", message=words)
+            if _place(other) == _place(mine):
+                words = f"{who} follows this repository and branch already; delete one of them, or follow another branch"
+                return Outcome(state="stalled", subject=name, reason="RepositoryTaken", message=words)
+        return None
+
+    def wake_all(self) -> None:
+        """Ask for a look at every project."""
+        with self._guard:
+            followers = list(self._followers.values())
+        for follower in followers:
+            follower.wake()
+
+    def is_alive(self) -> bool:
+        """Whether no pass hangs."""
+        with self._guard:
+            return all(follower.is_well() for follower in self._followers.values())
+
+    def end(self) -> None:
+        """End every pass cleanly: what it began is finished, nothing more is begun."""
+        self._ending = True
+        with self._guard:
+            keys = list(self._followers)
+        for key in keys:
+            self._followers[key].stop()
+        for key in keys:
+            self._drop(key)
+
+    def _project(self, body: Mapping[str, Any], is_gone: bool) -> None:
+        meta = body["metadata"]
+        matters = self.seen.tell("Project", body, is_gone=is_gone)
+        if is_gone:
+            self._drop((meta["namespace"], meta["name"]))
+            self.wake_all()  # another one may have waited for its repository
+        elif matters:
+            self._follow(body)
+
+    def _follow(self, body: Mapping[str, Any]) -> None:
+        key = (str(body["metadata"]["namespace"]), str(body["metadata"]["name"]))
+        if "deletionTimestamp" in body["metadata"] or self._ending:
+            return
+        with self._guard:
+            follower = self._followers.get(key)
+            if follower is None or not follower.is_alive():
+                follower = self._followers[key] = Follower(self, *key)
+                follower.start()
+        follower.wake()
+
+    def _mirror(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        if self.seen.tell(kind, body, is_gone=is_gone):
+            self._wake_in(str(body["metadata"]["namespace"]))
+
+    def _work(self, namespace: str) -> None:
+        self._wake_in(namespace, stir=True)
+
+    def _wake_in(self, namespace: str, *, stir: bool = False) -> None:
+        with self._guard:
+            followers = [follower for (of, _), follower in self._followers.items() if of == namespace]
+        for follower in followers:
+            if stir:
+                follower.stir()
+            follower.wake()
+
+    def _removed(self, namespace: str, name: str) -> None:
+        self._drop((namespace, name))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        with self._guard:
+            follower = self._followers.pop(key, None)
+        if follower is not None:
+            follower.stop()
+            follower.join(30)
+
+
+class Follower(threading.Thread):
+    """Follows one Project for as long as it is there and we lead. One project's fault never stops another's pass."""
+
+    def __init__(self, fleet: Fleet, namespace: str, name: str) -> None:
+        super().__init__(name=f"project-{namespace}-{name}", daemon=True)
+        self._fleet, self._namespace, self._name = fleet, namespace, name
+        self._waker, self._ending = Waker(), threading.Event()
+        self._stir: Callable[[], None] = lambda: None
+        self._began_at: float | None = None
+        self._told = Told(lambda line: fleet.tell(f"{namespace}/{name}: {line}"))
+
+    def wake(self) -> None:
+        """Ask for a look."""
+        self._waker.wake()
+
+    def stir(self) -> None:
+        """The cluster changed."""
+        self._stir()
+
+    def stop(self) -> None:
+        """End after the pass that runs."""
+        self._ending.set()
+        self._waker.wake()
+
+    def is_well(self) -> bool:
+        """Whether its pass does not hang."""
+        began_at = self._began_at
+        return began_at is None or time.monotonic() - began_at < STUCK_SECONDS
+
+    def run(self) -> None:
+        """Open the project and run passes; what keeps it from being opened is said in its conditions."""
+        failures = 0
+        while not self._ending.is_set():
+            body = self._fleet.seen.get("Project", self._namespace, self._name)
+            if body is None or not self._fleet.leads():
+                self._waker.wait(1.0)
+                continue
+            try:
+                if (rival := self._fleet.rival(self._namespace, self._name)) is not None:
+                    self._say(rival)
+                    self._waker.wait(IDLE_SECONDS)
+                    continue
+                self._follow(body)
+                failures = 0
+                continue
+            except ControllerError as error:
+                stalled = isinstance(error, (DesiredStateError, TrustError, RefusedError))
+                outcome = Outcome(
+                    state="stalled" if stalled else "waiting", subject=self._name, reason=error.reason, message=error.message
+                )
+            except Exception as error:  # noqa: BLE001  a fault of ours in one project must not stop the others
+                faults.error("fault at project %s/%s", self._namespace, self._name, exc_info=error)
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                outcome = Outcome(state="stalled", subject=self._name, reason="Bug", message=f"a fault in Myelin itself: {text}")
+            failures += 1
+            self._say(outcome)
+            self._waker.wait(pause_seconds(failures, longest=LONGEST_PAUSE_SECONDS))
+
+    def _follow(self, body: Mapping[str, Any]) -> None:
+        fleet = self._fleet
+        assert fleet.shared is not None
+        project = open_project(fleet.cluster, body)
+        mirroring = Mirroring(fleet.cluster, fleet.seen, namespace=project.namespace, project=project.name, owner=project.owner)
+        state = fleet.shared.state_of(project)
+        with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_stir) as wired:
+            note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
+            while not self._ending.is_set() and fleet.leads() and self._is_current(project.uid, project.generation):
+                self._began_at = time.monotonic()
+                report = run_pass(wired.following, wired.ports)
+                count(report)
+                troubles = mirroring.present(report, wired.ports.clock.now())
+                write_status(state, report, wired)
+                self._began_at = None
+                self._told.tell((*report.outcomes, *troubles))
+                if not report.look_again:
+                    self._waker.wait(BUSY_SECONDS if report.is_busy or troubles else IDLE_SECONDS)
+        self._stir = lambda: None
+
+    def _take_stir(self, stir: Callable[[], None]) -> None:
+        self._stir = stir
+
+    def _is_current(self, uid: str, generation: int) -> bool:
+        body = self._fleet.seen.get("Project", self._namespace, self._name)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            return False
+        meta = body["metadata"]
+        return (str(meta["uid"]), int(meta.get("generation", 1))) == (uid, generation) and (
+            self._fleet.rival(self._namespace, self._name) is None
+        )
+
+    def _say(self, outcome: Outcome) -> None:
+        self._told.tell((outcome,))
+        try:
+            say(self._fleet.cluster, self._fleet.seen, self._namespace, self._name, [outcome], now=SystemClock().now())
+        except ControllerError:
+            pass  # the cluster is away; the next try says it again
+
+
+def note_place(state: Path, url: str, branch: str, trust: Mapping[str, Any]) -> None:
+    """Leave what the answers need: they read the controller's own mirror, so they need no credentials."""
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "trust.yaml").write_text(json.dumps(trust))
+    value = {"url": str(state / "git"), "of": _shown(url), "branch": branch}
+    (state / "place.json").write_text(json.dumps(value))
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.scheme and parts.hostname else url
+
+
+def _age(body: Mapping[str, Any]) -> tuple[str, str, str]:
+    meta = body["metadata"]
+    return (str(meta.get("creationTimestamp", "")), str(meta["namespace"]), str(meta["name"]))
+
+
+def _place(body: Mapping[str, Any]) -> tuple[str, str]:
+    try:
+        spec = read_project(body).spec
+    except DesiredStateError:
+        return (str(body["metadata"]["uid"]), "")
+    url = spec.repository.url if spec.repository is not None else str(body["metadata"]["uid"])
+    return (_shown(url).rstrip("/").removesuffix(".git").lower(), spec.branch)

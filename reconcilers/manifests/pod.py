@@ -1,0 +1,83 @@
+"""What all pods of ours have in common: nobody's privileges, no token, a read-only root, an image by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from policies.terms.digest import Digest
+from reconcilers.manifests.names import Placement
+
+USER = 65532
+PYTHON = "/opt/venv/bin/python"
+INPUTS, WORK = "/myelin/in", "/myelin/work"
+_SETTINGS = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp", "LANG": "C.UTF-8"}
+
+
+def container(
+    placement: Placement,
+    image: Digest,
+    *,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    mounts: Mapping[str, str],
+    needs: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The one container of a pod.
+
+    Args:
+        placement: Where its image lies.
+        image: Digest of the image.
+        command: What runs.
+        env: Its environment.
+        mounts: Volume name -> path.
+        needs: Requests and limits.
+        more: Probes and ports.
+    """
+    return {
+        "name": "main",
+        "image": f"{placement.registry}@{image}",
+        "imagePullPolicy": "IfNotPresent",
+        "command": list(command),
+        "env": [{"name": name, "value": value} for name, value in sorted({**_SETTINGS, **env}.items())],
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in sorted(mounts.items())],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **({"resources": dict(needs)} if needs else {}),
+        **(more or {}),
+    }
+
+
+def pod(
+    placement: Placement,
+    main: Mapping[str, Any],
+    volumes: Sequence[Mapping[str, Any]],
+    *,
+    restart: str,
+    node_selector: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A pod's spec around its container; Pod Security `restricted` admits it."""
+    return {
+        "containers": [dict(main)],
+        "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],
+        "restartPolicy": restart,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        **({"serviceAccountName": placement.service_account} if placement.service_account else {}),
+        **({"imagePullSecrets": [{"name": placement.pull_secret}]} if placement.pull_secret else {}),
+        **({"nodeSelector": dict(node_selector)} if node_selector else {}),
+        **(more or {}),
+    }

@@ -1,0 +1,257 @@
+"""The story of the demo on a node: install the chart, apply a Project, push, and see what comes of it. `make cluster-demo`
+tells it, and `test_story.py` asks it harder questions.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from controller import project
+from controller.adapters.clock import SystemClock
+from controller.adapters.git import pull
+from controller.adapters.keys import SshKey
+from controller.demo import AXON, WORSE, ask, classify, feed_back
+from controller.keyring import make
+from tests.cluster.node import CommandError, Node
+from tests.cluster.parts import ROOT
+
+SYSTEM, TEAM = "myelin-system", "team-a"
+PATIENCE_SECONDS = 600.0
+Found = TypeVar("Found")
+
+
+class Story:
+    """One installation and one project on a node.
+
+    Args:
+        node: The node.
+        folder: Where the person's clone, keys and values lie.
+        tell: Takes a line for a person.
+    """
+
+    def __init__(self, node: Node, folder: Path, *, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.node, self.folder, self.clone, self._tell = node, folder, folder / "digits", tell
+        self.place: project.Place | None = None
+
+    def build_controller(self) -> str:
+        """Build the controller's own image with its builder, push it, and return its reference by digest."""
+        config = self.folder / "docker.json"
+        config.write_text(self.node.registry_login)
+        command = [sys.executable, "-m", "controller.own_image", "--base", self.node.base, "--unsafe-plain-http"]
+        command += ["--push", f"{self.node.registry}/myelin/controller", "--docker-config", str(config)]
+        done = self.node.run(*command, "--layout", str(self.folder / "images"), env=self.node.pip_environment)
+        return done.stdout.strip()
+
+    def make_project(self) -> None:
+        """A person's clone of a repository that the node serves, and the keys of its controller."""
+        self.place = project.make(self.clone, now=SystemClock().now())
+        bare = self.node.new_bare("digits")
+        self._git("push", "--quiet", str(bare), "main")
+        self._git("remote", "set-url", "origin", str(bare))
+        self.place = project.Place(url=str(bare), state=self.place.state, trust=self.place.trust, work_tree=self.clone)
+        make(self.folder / "keys")
+
+    def prepare(self, namespaces: tuple[str, ...] = (SYSTEM, TEAM)) -> None:
+        """Namespaces that admit only restricted pods, and their Secrets."""
+        for name in namespaces:
+            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+            self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+            self.node.pull_secret(name, "registry")
+        keys = {name: (self.folder / "keys" / name).read_text() for name in ("controller", "image.pem")}
+        self.secret("myelin-keys", keys)
+        self.secret("git-credentials", {"username": self.node.git_user, "password": self.node.git_password})
+
+    def secret(self, name: str, values: Mapping[str, str], namespace: str = TEAM) -> None:
+        """Make a Secret."""
+        meta = {"name": name, "namespace": namespace}
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": dict(values)})
+
+    def values(self, image: str, **more: Any) -> Path:
+        """Values of the chart."""
+        repository, _, digest = image.partition("@")
+        extra = [{"name": name, "value": value} for name, value in self.node.pip_environment.items()]
+        value: dict[str, Any] = {
+            "image": {"repository": repository, "digest": digest},
+            "imagePullSecrets": [{"name": "registry"}],
+            "namespaces": [TEAM],
+            "extraEnv": extra,
+            "state": {"claim": {"enabled": True, "size": "1Gi", "storageClassName": "manual"}},
+            **more,
+        }
+        place = self.folder / "values.yaml"
+        place.write_text(json.dumps(value))
+        return place
+
+    def install(self, image: str, **more: Any) -> None:
+        """Install the chart, or upgrade it."""
+        self.node.claims(2, gibibytes=2, storage_class="manual")
+        values = self.values(image, **more)
+        chart = str(ROOT / "charts/myelin")
+        self.node.helm("upgrade", "--install", "myelin", chart, "--namespace", SYSTEM, "--values", str(values))
+
+    def project_object(self, name: str = "digits", **spec: Any) -> dict[str, Any]:
+        """The Project."""
+        signer = (self.clone.with_name("digits.myelin") / "signer.pub").read_text().rsplit(" ", 1)[0]
+        wanted: dict[str, Any] = {
+            "repository": {"url": self.node.git_url("digits"), "secretName": "git-credentials"},
+            "branch": "main",
+            "trust": {"signers": [{"name": "you", "ssh": signer.strip()}]},
+            "registry": {
+                "repository": f"{self.node.registry}/team-a/digits",
+                "secretName": "registry",
+                "pullSecretName": "registry",
+                "unsafePlainHttp": True,
+            },
+            "keys": {"secretName": "myelin-keys"},
+            "builder": {"base": self.node.base},
+            **spec,
+        }
+        return {
+            "apiVersion": "myelin.io/v1alpha1",
+            "kind": "Project",
+            "metadata": {"name": name, "namespace": TEAM},
+            "spec": wanted,
+        }
+
+    def apply(self, manifest: Mapping[str, Any]) -> None:
+        """`kubectl apply`."""
+        self.node.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    def push(self, edit: Callable[[str], str], message: str) -> None:
+        """A person changes the axon and pushes."""
+        assert self.place is not None
+        key = SshKey.load(self.clone.with_name("digits.myelin") / "signer")
+        pull(self.clone)
+        text = edit((self.clone / "axons/digits/axon.yaml").read_text())
+        project.push_as(self.place, key, {"axons/digits/axon.yaml": text.encode()}, message, now=SystemClock().now())
+
+    def push_worse(self) -> None:
+        """A person pushes what looks fine in its own validation and is not."""
+        self.push(lambda text: text.replace(*WORSE), "Train on fewer digits, it is faster\n")
+
+    def get(self, kind: str, name: str = "", namespace: str = TEAM) -> Any:
+        """An object, or all of a kind; None where there is none."""
+        try:
+            text = self.node.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json")
+        except CommandError:
+            return None
+        value = json.loads(text)
+        return value["items"] if not name else value
+
+    def condition(self, kind: str, name: str, wanted: str = "Ready") -> dict[str, str]:
+        """A condition of an object; empty while it has none."""
+        found = self.get(kind, name) or {}
+        conditions = found.get("status", {}).get("conditions", ())
+        return next((dict(item) for item in conditions if item["type"] == wanted), {})
+
+    def shares(self) -> dict[str, int]:
+        """Version -> share, as the cluster shows it."""
+        return {
+            item["metadata"]["name"]: item["status"]["share"]
+            for item in self.get("versions") or ()
+            if item.get("status", {}).get("share")
+        }
+
+    def services(self) -> dict[str, str]:
+        """Name of a Service -> address that this machine reaches."""
+        return {
+            item["metadata"]["name"]: f"{item['spec']['clusterIP']}:{item['spec']['ports'][0]['port']}"
+            for item in self.get("services") or ()
+        }
+
+    def url(self, version: str = "") -> str:
+        """The public URL, or a version's own, as the node's network reaches it without its DNS."""
+        found = self.get("versions", version) if version else (self.get("releases") or [None])[0]
+        url = str((found or {}).get("status", {}).get("url", ""))
+        host = url.removeprefix("http://").partition("/")[0]
+        address = self.services().get(host.partition(".")[0], "")
+        return url.replace(host, address) if url and address else ""
+
+    def answers(self, version: str = "") -> bool:
+        """Whether a URL answers."""
+        url = self.url(version)
+        try:
+            return bool(url) and ask(url + "predict", {"data": {"ndarray": [[0] * 64]}})[0] == 200
+        except (OSError, ValueError):
+            return False
+
+    def newest(self, besides: str = "") -> str:
+        """A version with traffic that answers by its own URL."""
+        for version in self.shares():
+            if version != besides and self.answers(version):
+                return version
+        return ""
+
+    def held(self) -> set[str]:
+        """Versions on hold."""
+        found = self.get("releases") or ()
+        return {hold["version"] for item in found for hold in item["spec"].get("holds", ())}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Handwritten digits."""
+        return list(json.loads((self.clone / "axons/digits/samples.json").read_bytes()))
+
+    def feed_back(self, version: str) -> int:
+        """Send all samples with the truth to a version; returns how many it got right."""
+        url = self.url(version)
+        return sum(feed_back(url, sample) for sample in self.samples())
+
+    def classify(self, version: str = "", sample: int = 3) -> tuple[str, str]:
+        """What a URL says of a sample: digit and version."""
+        return classify(self.url(version), self.samples()[sample]["pixels"])
+
+    def controller(self) -> str:
+        """Name of the controller's pod; empty while there is none."""
+        items = self.get("pods", namespace=SYSTEM) or ()
+        names = [item["metadata"]["name"] for item in items if "deletionTimestamp" not in item["metadata"]]
+        return next((name for name in names if name.startswith("myelin-")), "")
+
+    def myelin(self, *args: str) -> str:
+        """What a command says in the controller's pod."""
+        return self.node.kubectl("exec", "-n", SYSTEM, self.controller(), "--", "myelin", *args, check=False)
+
+    def log(self, *args: str) -> str:
+        """What Git says of the person's clone, brought up to date."""
+        pull(self.clone)
+        return self._git(*args)
+
+    def jobs_started(self) -> list[str]:
+        """Names of all jobs that ever ran, by the results that they left in the registry's ledger of the pod's state."""
+        return sorted(json.loads(self.myelin("status", "-o", "json")).get("jobs", {}))
+
+    def wait(self, what: str, look: Callable[[], Found], seconds: float = PATIENCE_SECONDS) -> Found:
+        """What a look finds once it finds something."""
+        deadline, told = time.monotonic() + seconds, ""
+        while time.monotonic() < deadline:
+            if found := look():
+                return found
+            said = self.progress()
+            if said != told:
+                self._tell(said)
+                told = said
+            time.sleep(0.5)
+        raise AssertionError(f"waited {seconds:.0f} s for {what}; {self.progress()}\n{self.troubles()}")
+
+    def progress(self) -> str:
+        """What the Project says of itself, in one line."""
+        found = (self.get("projects") or [{}])[0].get("status", {})
+        return f"{found.get('reason', 'nothing yet')}: {found.get('message', '')}"[:170]
+
+    def troubles(self) -> str:
+        """What there is to see when something does not come."""
+        lines = [self.node.kubectl("get", "pods", "-A", check=False)]
+        lines += [self.node.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False)[-3000:]]
+        if name := self.controller():
+            lines += [self.node.kubectl("logs", "-n", SYSTEM, name, "--tail=60", check=False)]
+            lines += [self.node.kubectl("exec", "-n", SYSTEM, name, "--", "tail", "-60", "/state/faults.log", check=False)]
+        return "\n".join(lines)
+
+    def _git(self, *args: str) -> str:
+        command = ["git", "-C", str(self.clone), "-c", "color.ui=never", *args]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
