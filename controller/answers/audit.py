@@ -9,8 +9,9 @@ from typing import Any
 from controller.adapters.attestor import verify_image
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.keys import is_signed
+from controller.adapters.oci.composed import inputs_of
 from controller.adapters.oci.layout import Layout
-from controller.answers.opened import Opened, opened
+from controller.answers.opened import Opened, opened, store_of
 from controller.project import Place
 from policies.canonical import digest_value
 from policies.changes import changes_of
@@ -19,6 +20,7 @@ from policies.ledger import check_chain
 from policies.parsing import parse_document
 from policies.records import fold
 from policies.terms.desired import DesiredState
+from policies.terms.digest import Digest, is_digest
 from policies.terms.release import Release
 from policies.terms.version import Version
 from policies.trust import judge
@@ -67,7 +69,7 @@ def why(place: Place, subject: str) -> dict[str, Any]:
     """
     with opened(place) as project:
         desired = project.desired()
-        record = _meant(desired, subject)
+        record = _meant(desired, _code_image(place, subject))
         version, spec = record.metadata.name, record.spec
         recorded = fold(project.entries())
         facts = {item.commit: item for item in project.facts()}
@@ -132,6 +134,7 @@ def verify(place: Place, subject: str = "") -> dict[str, Any]:
         note("ledger", f"{len(entries)} entries", "; ".join(shown) + (f" and {len(faults) - 5} more" if len(faults) > 5 else ""))
         desired = project.desired()
         image_keys = project.image_keys
+    layout = store_of(place)
     versions = {name: item for name, item in desired.versions.items() if not subject or subject in _subjects(item)}
     if subject and not versions:
         raise DesiredStateError(
@@ -140,15 +143,25 @@ def verify(place: Place, subject: str = "") -> dict[str, Any]:
     for name, reason in _records(desired, lambda version: is_signed(record_bytes(version), version.signature, own)):
         if name in versions:
             note("version", name, reason)
-    layout = Layout(place.state / "store")
     backends = [backend for version in versions.values() for backend in version.spec.backends]
     for image in dict.fromkeys(backend.image for backend in backends):
         note("image", image, _trouble(_check_image, layout, image, image_keys))
     for model in dict.fromkeys(backend.artifact for backend in backends if backend.artifact):
-        note("model", model, _trouble(_check_blobs, layout, model))
+        note("model", model, _trouble(layout.check_all, model))
     for data in dict.fromkeys(item for version in versions.values() for item in version.spec.data):
-        note("data", data, _trouble(_check_blobs, layout, data))
+        note("data", data, _trouble(layout.check_all, data))
     return {"ok": all(item["ok"] for item in checked), "checked": checked}
+
+
+def _code_image(place: Place, subject: str) -> str:
+    """The image that a version names, where a pod's own has its data and model laid over it; else the subject itself."""
+    digest = subject.rsplit("@", 1)[-1]
+    if not is_digest(digest) or not (layout := store_of(place)).is_here(digest):
+        return subject
+    try:
+        return next(iter(inputs_of(layout, Digest(digest)).get("image", ())), subject)
+    except ControllerError:
+        return subject
 
 
 def _meant(desired: DesiredState, subject: str) -> Version:
@@ -207,14 +220,8 @@ def _records(desired: DesiredState, fits: Callable[[Version], bool]) -> Iterator
 
 
 def _check_image(layout: Layout, digest: str, public_keys: tuple[str, ...]) -> None:
-    _check_blobs(layout, digest)
+    layout.check_all(digest)
     verify_image(layout, digest, public_keys)
-
-
-def _check_blobs(layout: Layout, digest: str) -> None:
-    manifest = layout.manifest(digest)
-    for blob in (manifest["config"], *manifest["layers"]):
-        layout.check(blob["digest"])
 
 
 def _trouble(check: Callable[..., None], *args: Any) -> str:

@@ -54,7 +54,7 @@ def keep(kind: str, digest: str, make: Callable[[Path], None]) -> Path:
             part.rename(place)
         hold(place)
         for other in shelf.iterdir():
-            if other.is_dir() and other != place and _is_unused(other):
+            if other.is_dir() and other != place and is_unused(other):
                 shutil.rmtree(other)
     return place
 
@@ -68,12 +68,8 @@ def hold(place: Path) -> None:
     _HELD[place] = opened
 
 
-def say(text: str) -> None:
-    """One line of progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _is_unused(place: Path) -> bool:
+def is_unused(place: Path) -> bool:
+    """Whether no process holds a folder."""
     opened = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,3 +78,8 @@ def _is_unused(place: Path) -> bool:
     finally:
         os.close(opened)
     return True
+
+
+def say(text: str) -> None:
+    """One line of progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)

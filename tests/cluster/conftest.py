@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A running node, whose network this process is in: a new one, or that whose state folder `MYELIN_NODE_STATE` names."""
     if "PYTEST_XDIST_WORKER" in os.environ or request.config.stash.get(STRANGERS, False):
-        pytest.skip("tests of the node run in a process of their own: make cluster-test, or pytest -n 0 tests/cluster")
+        pytest.skip("tests of the node run in a process of their own: python -m pytest -n 0 tests/cluster")
     running = os.environ.get("MYELIN_NODE_STATE")
     lacking = [] if running else missing()
     if lacking:

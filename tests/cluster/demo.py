@@ -29,12 +29,11 @@ def tell(story: Story) -> int:
     """The chapters, in order; 0 when all came to its good end."""
     node = story.node
     say(2, "the controller's image, made by its own builder and pushed to the node's registry")
-    image = story.build_controller()
-    show(image)
+    show(story.build_controller())
     say(3, "a project repository on a Git server, namespaces that admit only restricted pods, Secrets; helm install")
     story.make_project()
     story.prepare()
-    story.install(image)
+    story.install()
     story.apply(story.project_object())
     show(node.kubectl("get", "projects", "-A"))
     say(4, "it builds, pushes and signs images, prepares data and tunes as Jobs")

@@ -36,6 +36,11 @@ BUSYBOX = Path("/bin/busybox")
 PROBE = "ip link add x0 type veth peer name x1 && mount -t tmpfs none /run && mount -t overlay none -o lowerdir=/usr:/etc /mnt"
 
 
+def search_path() -> str:
+    """Where programs are looked for: also in the administrator's folders, which `su` may leave out."""
+    return f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+
+
 def missing() -> list[str]:
     """What is missing here for a node, one line each; nothing: a node can run."""
     if os.name != "posix" or os.uname().sysname != "Linux":
@@ -47,7 +52,7 @@ def missing() -> list[str]:
 
 
 def _missing_programs() -> list[str]:
-    lacking = {package for program, package in PACKAGES.items() if not shutil.which(program)}
+    lacking = {package for program, package in PACKAGES.items() if not shutil.which(program, path=search_path())}
     if not all((PLUGINS / name).exists() for name in ("ptp", "host-local", "portmap", "loopback")):
         lacking.add("containernetworking-plugins")
     if not BUSYBOX.exists() or b"/ld-linux" in BUSYBOX.read_bytes():

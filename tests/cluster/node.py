@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from tests.cluster import base_image, binaries, guard, needs, parts, wheels
+from tests.cluster import base_image, binaries, cache, guard, needs, parts, wheels
 
 CLONE_NEWNET = 0x40000000
 # Unix sockets below the state folder must stay below 108 bytes; kubelet's are the longest.
@@ -111,7 +111,8 @@ class Node:
         (self.state / "logs").mkdir(exist_ok=True)
         listener, teller = os.pipe()
         command = [sys.executable, "-m", "tests.cluster.guard", str(self.state), str(owner), str(teller)]
-        environment = {**os.environ, "PYTHONPATH": str(parts.ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        python = {"PYTHONPATH": str(parts.ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, **python, "PATH": needs.search_path()}
         try:
             with (self.state / "logs/node.log").open("wb") as log:
                 self._guard = subprocess.Popen(
@@ -228,8 +229,10 @@ class Node:
         """Environment for commands in the node's network: the node's programs, its admin, its registry's credentials."""
         return {
             **os.environ,
-            "PATH": f"{self.facts.programs}:{os.environ['PATH']}",
+            "PATH": f"{self.facts.programs}:{needs.search_path()}",
             "KUBECONFIG": str(self.kubeconfig),
+            # By default what one node's API offers is kept for all nodes at this address.
+            "KUBECACHEDIR": str(self.state / "home/kube"),
             "DOCKER_CONFIG": str(self.state / "docker"),
             "HELM_CACHE_HOME": str(self.state / "home/helm/cache"),
             "HELM_CONFIG_HOME": str(self.state / "home/helm/config"),
@@ -364,10 +367,12 @@ class Node:
             )
         if guard.read_guard(self.state) is not None:
             raise RuntimeError(f"{self.state}: a node runs here already; end it with: python -m tests.cluster.node down")
-        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._temporary:
+            guard.sweep_forgotten(self.state.parent)
         if (self.state / "node.json").exists():
             guard.sweep(parts.read_facts(self.state))
-            self.state.mkdir(mode=0o700, exist_ok=True)
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.hold(self.state)
         strangers = [entry.name for entry in self.state.iterdir() if entry.name not in guard.KEPT]
         if strangers:
             raise RuntimeError(f"{self.state}: expected a new folder or that of a node, got one with {strangers[0]}")

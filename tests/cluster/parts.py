@@ -57,7 +57,7 @@ class Facts:
 
     def write(self) -> None:
         """Leave the facts in the state folder."""
-        said = {name: getattr(self, name) for name in self.__slots__}
+        said = {name: getattr(self, name) for name in self.__slots__ if name != "state"}
         (self.state / "node.json").write_text(json.dumps({key: v if isinstance(v, bool) else str(v) for key, v in said.items()}))
 
 
@@ -68,7 +68,7 @@ def read_facts(state: Path) -> Facts:
         FileNotFoundError: There is none.
     """
     said = json.loads((state / "node.json").read_text())
-    return Facts(**{key: Path(v) if key in ("state", "programs", "base", "wheels") else v for key, v in said.items()})
+    return Facts(state=state, **{key: Path(v) if key in ("programs", "base", "wheels") else v for key, v in said.items()})
 
 
 def write_settings(facts: Facts) -> None:
@@ -105,6 +105,9 @@ def commands(facts: Facts) -> dict[str, list[str]]:
             *(f"--bind-address={ADDRESS}", f"--advertise-address={ADDRESS}", "--secure-port=6443"),
             *(f"--tls-cert-file={pki}/server.crt", f"--tls-private-key-file={pki}/server.key"),
             *(f"--client-ca-file={pki}/ca.crt", f"--token-auth-file={pki}/tokens.csv"),
+            # No front proxy exists; without these, others wait for them and say so every few seconds.
+            *(f"--requestheader-client-ca-file={pki}/ca.crt", "--requestheader-allowed-names=front-proxy"),
+            "--requestheader-username-headers=X-Remote-User",
             *("--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"),
             *(f"--service-account-key-file={pki}/accounts.pub", f"--service-account-signing-key-file={pki}/accounts.key"),
             *("--service-account-issuer=https://kubernetes.default.svc", f"--service-cluster-ip-range={SERVICES}"),

@@ -5,10 +5,11 @@ tells it, and `test_story.py` asks it harder questions.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.git import pull
 from controller.adapters.keys import SshKey
 from controller.demo import AXON, WORSE, ask, classify, feed_back
-from controller.keyring import make
+from controller.keyring import make, shown
 from tests.cluster.node import CommandError, Node
 from tests.cluster.parts import ROOT
 
@@ -35,9 +36,20 @@ class Story:
         tell: Takes a line for a person.
     """
 
-    def __init__(self, node: Node, folder: Path, *, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        folder: Path,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        repository: str = "digits",
+        team: str = TEAM,
+    ) -> None:
         self.node, self.folder, self.clone, self._tell = node, folder, folder / "digits", tell
+        self.repository, self.team = repository, team
         self.place: project.Place | None = None
+        self.image = ""
+        self.namespaces = [team]
 
     def build_controller(self) -> str:
         """Build the controller's own image with its builder, push it, and return its reference by digest."""
@@ -46,20 +58,21 @@ class Story:
         command = [sys.executable, "-m", "controller.own_image", "--base", self.node.base, "--unsafe-plain-http"]
         command += ["--push", f"{self.node.registry}/myelin/controller", "--docker-config", str(config)]
         done = self.node.run(*command, "--layout", str(self.folder / "images"), env=self.node.pip_environment)
-        return done.stdout.strip()
+        self.image = done.stdout.strip()
+        return self.image
 
     def make_project(self) -> None:
         """A person's clone of a repository that the node serves, and the keys of its controller."""
         self.place = project.make(self.clone, now=SystemClock().now())
-        bare = self.node.new_bare("digits")
+        bare = self.node.new_bare(self.repository)
         self._git("push", "--quiet", str(bare), "main")
         self._git("remote", "set-url", "origin", str(bare))
         self.place = project.Place(url=str(bare), state=self.place.state, trust=self.place.trust, work_tree=self.clone)
         make(self.folder / "keys")
 
-    def prepare(self, namespaces: tuple[str, ...] = (SYSTEM, TEAM)) -> None:
+    def prepare(self) -> None:
         """Namespaces that admit only restricted pods, and their Secrets."""
-        for name in namespaces:
+        for name in (SYSTEM, self.team):
             labels = {"pod-security.kubernetes.io/enforce": "restricted"}
             self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
             self.node.pull_secret(name, "registry")
@@ -67,19 +80,19 @@ class Story:
         self.secret("myelin-keys", keys)
         self.secret("git-credentials", {"username": self.node.git_user, "password": self.node.git_password})
 
-    def secret(self, name: str, values: Mapping[str, str], namespace: str = TEAM) -> None:
+    def secret(self, name: str, values: Mapping[str, str], namespace: str = "") -> None:
         """Make a Secret."""
-        meta = {"name": name, "namespace": namespace}
+        meta = {"name": name, "namespace": namespace or self.team}
         self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": dict(values)})
 
-    def values(self, image: str, **more: Any) -> Path:
+    def values(self, **more: Any) -> Path:
         """Values of the chart."""
-        repository, _, digest = image.partition("@")
+        repository, _, digest = self.image.partition("@")
         extra = [{"name": name, "value": value} for name, value in self.node.pip_environment.items()]
         value: dict[str, Any] = {
             "image": {"repository": repository, "digest": digest},
             "imagePullSecrets": [{"name": "registry"}],
-            "namespaces": [TEAM],
+            "namespaces": self.namespaces,
             "extraEnv": extra,
             "state": {"claim": {"enabled": True, "size": "1Gi", "storageClassName": "manual"}},
             **more,
@@ -88,10 +101,10 @@ class Story:
         place.write_text(json.dumps(value))
         return place
 
-    def install(self, image: str, **more: Any) -> None:
+    def install(self, **more: Any) -> None:
         """Install the chart, or upgrade it."""
         self.node.claims(2, gibibytes=2, storage_class="manual")
-        values = self.values(image, **more)
+        values = self.values(**more)
         chart = str(ROOT / "charts/myelin")
         self.node.helm("upgrade", "--install", "myelin", chart, "--namespace", SYSTEM, "--values", str(values))
 
@@ -99,11 +112,11 @@ class Story:
         """The Project."""
         signer = (self.clone.with_name("digits.myelin") / "signer.pub").read_text().rsplit(" ", 1)[0]
         wanted: dict[str, Any] = {
-            "repository": {"url": self.node.git_url("digits"), "secretName": "git-credentials"},
+            "repository": {"url": self.node.git_url(self.repository), "secretName": "git-credentials"},
             "branch": "main",
             "trust": {"signers": [{"name": "you", "ssh": signer.strip()}]},
             "registry": {
-                "repository": f"{self.node.registry}/team-a/digits",
+                "repository": f"{self.node.registry}/{self.team}/digits",
                 "secretName": "registry",
                 "pullSecretName": "registry",
                 "unsafePlainHttp": True,
@@ -115,7 +128,7 @@ class Story:
         return {
             "apiVersion": "myelin.io/v1alpha1",
             "kind": "Project",
-            "metadata": {"name": name, "namespace": TEAM},
+            "metadata": {"name": name, "namespace": self.team},
             "spec": wanted,
         }
 
@@ -135,10 +148,10 @@ class Story:
         """A person pushes what looks fine in its own validation and is not."""
         self.push(lambda text: text.replace(*WORSE), "Train on fewer digits, it is faster\n")
 
-    def get(self, kind: str, name: str = "", namespace: str = TEAM) -> Any:
+    def get(self, kind: str, name: str = "", namespace: str = "") -> Any:
         """An object, or all of a kind; None where there is none."""
         try:
-            text = self.node.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json")
+            text = self.node.kubectl("get", kind, *([name] if name else []), "-n", namespace or self.team, "-o", "json")
         except CommandError:
             return None
         value = json.loads(text)
@@ -214,16 +227,81 @@ class Story:
 
     def myelin(self, *args: str) -> str:
         """What a command says in the controller's pod."""
-        return self.node.kubectl("exec", "-n", SYSTEM, self.controller(), "--", "myelin", *args, check=False)
+        return self.node.kubectl("exec", "-n", SYSTEM, self.controller(), "--", "myelin", *args, *self._meant(), check=False)
+
+    def _meant(self) -> list[str]:
+        return ["--repo", f"{self.team}/digits"] if len(self.namespaces) > 1 else []
+
+    def public_image_key(self) -> str:
+        """The key that images are signed with, for cosign."""
+        return shown(self.folder / "keys")["image"]
+
+    def verify_by_cosign(self, image: str, public: Path, *, is_new: bool) -> str:
+        """What cosign says of an image: of its bundle when new, else of its `.sig`."""
+        more = ["--new-bundle-format", "--trusted-root", str(self._trusted_root())] if is_new else []
+        known = ["--key", str(public), "--insecure-ignore-tlog=true", "--allow-http-registry"]
+        return self.node.cosign("verify", *known, *more, image)
+
+    def _trusted_root(self) -> Path:
+        place = self.folder / "trusted_root.json"
+        place.write_text(json.dumps({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}))
+        return place
+
+    def other(self, name: str, *, edit: Callable[[str], str] | None = None, like: Story | None = None) -> Story:
+        """Another project under the same controller, in a namespace of its own, with the commits of people of `like`.
+
+        Args:
+            name: Of its repository; its namespace is `team-<name>`.
+            edit: What a person changes before the project is applied.
+            like: Whose first commits are taken; None: new ones.
+        """
+        place = self.folder / name
+        place.mkdir()
+        found = Story(self.node, place, tell=self._tell, repository=name, team=f"team-{name}")
+        found.image = self.image
+        if like is None:
+            found.make_project()
+            if edit is not None:
+                found.push(edit, "Change the example\n")
+        else:
+            found.take_over(like)
+        self.namespaces.append(found.team)
+        found.namespaces = self.namespaces
+        found.prepare()
+        self.install()
+        found.apply(found.project_object())
+        return found
+
+    def take_over(self, like: Story) -> None:
+        """Begin with the commits that people made in another repository, and with its keys."""
+        shutil.copytree(like.clone.with_name("digits.myelin"), self.clone.with_name("digits.myelin"))
+        shutil.copytree(like.folder / "keys", self.folder / "keys")
+        theirs, bare = like.node.state / f"git/{like.repository}.git", self.node.new_bare(self.repository)
+        last = like.log("log", "--author=you", "-1", "--format=%H").strip()
+        _run(["git", "-C", str(theirs), "push", "--quiet", str(bare), f"{last}:refs/heads/main"])
+        _run(["git", "clone", "--quiet", str(bare), str(self.clone)])
+        self.place = project.Place(url=str(bare), state=self.folder / "state", trust=None, work_tree=self.clone)
+
+    def subjects(self) -> list[str]:
+        """Authors and subjects of all commits, oldest first."""
+        return self.log("log", "--reverse", "--format=%an %s").splitlines()
 
     def log(self, *args: str) -> str:
         """What Git says of the person's clone, brought up to date."""
         pull(self.clone)
         return self._git(*args)
 
-    def jobs_started(self) -> list[str]:
-        """Names of all jobs that ever ran, by the results that they left in the registry's ledger of the pod's state."""
-        return sorted(json.loads(self.myelin("status", "-o", "json")).get("jobs", {}))
+    def recorded(self) -> list[dict[str, Any]]:
+        """All statements of the ledger, as a clone reads them."""
+        bare = self.node.state / f"git/{self.repository}.git"
+        listed = _run(["git", "-C", str(bare), "ls-tree", "-r", "--name-only", "myelin/ledger"]).split()
+        texts = [_run(["git", "-C", str(bare), "show", f"myelin/ledger:{path}"]) for path in listed if path.endswith(".jsonl")]
+        return [json.loads(line) for text in texts for line in text.splitlines() if line]
+
+    def trained(self) -> dict[str, int]:
+        """Kind of statement -> how many there are, for what must not be done twice."""
+        kinds = [str(item["kind"]) for item in self.recorded()]
+        return {kind: kinds.count(kind) for kind in ("run", "task", "ask", "tell")}
 
     def wait(self, what: str, look: Callable[[], Found], seconds: float = PATIENCE_SECONDS) -> Found:
         """What a look finds once it finds something."""
@@ -253,5 +331,8 @@ class Story:
         return "\n".join(lines)
 
     def _git(self, *args: str) -> str:
-        command = ["git", "-C", str(self.clone), "-c", "color.ui=never", *args]
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+        return _run(["git", "-C", str(self.clone), "-c", "color.ui=never", *args])
+
+
+def _run(command: Sequence[str]) -> str:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout

@@ -618,6 +618,23 @@ def test_tls_is_checked(tmp_path: Path, server: RegistryServer) -> None:
 
 
 @needs_registry
+def test_a_password_is_not_sent_without_tls_to_whom_a_safe_registry_names(tmp_path: Path, line: Line) -> None:
+    authority = Authority(tmp_path)
+    token = {"realm": f"http://{line.gateway.address}/token", "service": "reg", "issuer": "tests"}
+    settings = {
+        "http": {"tls": {"certificate": str(authority.certificate_path), "key": str(authority.key_path)}},
+        "auth": {"token": {**token, "rootcertbundle": str(authority.certificate_path)}},
+    }
+    with registry_server(tmp_path / "registry", settings) as running:
+        access = replace(line.access, repository=f"{running.address}/x", unsafe_plain_http=False, ca=authority.pem)
+        registry = Registry(access)
+        with pytest.raises(RefusedError, match=f"sent us on to http://{line.gateway.address}; expected https"):
+            registry.manifest("v1")
+        registry.close()
+    assert line.gateway.asked == []
+
+
+@needs_registry
 def test_a_registry_behind_tokens_is_used_with_the_least_that_it_asks_for(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tokens = Gateway()

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -83,7 +82,7 @@ class Job:
     def __init__(self, folder: Path, port: int, *program: str, name: str = "one", wrap: tuple[str, ...] = (), **env: str) -> None:
         self.folder = folder
         (folder / "app").mkdir(parents=True, exist_ok=True)
-        work = folder / "work"
+        work = folder / "space"
         given = {
             "PATH": os.environ["PATH"],
             "HOME": "/tmp",
@@ -189,7 +188,7 @@ print(os.environ["EVENT_PATH"], Path(os.environ["EVENT_PATH"]).read_text(), os.l
 print(os.access(data / "run.sh", os.X_OK), os.getpgid(0) == os.getpid() == os.getsid(0), file=sys.stderr, flush=True)
 """
     )
-    work = tmp_path / "job/work"
+    work = tmp_path / "job/space"
     more = {"EVENT_PATH": f"{work}/report/event.json", "MYELIN_JOB_EVENT": '{"rows":"ü"}'}
     more |= {"DATA_PATH_prep": f"{work}/earlier/prep/", "DATA_PATH_none": f"{work}/earlier/none/"}
     job = start(home.port, *python(code), **more)
@@ -211,7 +210,7 @@ print(os.access(data / "run.sh", os.X_OK), os.getpgid(0) == os.getpid() == os.ge
 
 
 def test_only_what_is_kept_comes_home_and_a_lost_folder_is_an_empty_one(home: Home, start: Start) -> None:
-    assert start(home.port, "rm", "-r", "../work/model", MYELIN_JOB_KEEPS="model").wait() == 0
+    assert start(home.port, "rm", "-r", "../space/model", MYELIN_JOB_KEEPS="model").wait() == 0
     assert home.names == ["exit.json", "output.log"]
     assert start(home.port, "true", folder="other", MYELIN_JOB_KEEPS="").wait() == 0
     assert home.names == ["exit.json", "output.log"]
@@ -316,7 +315,7 @@ def test_a_job_that_is_asked_to_end_while_it_copies_does_not_begin(home: Home, s
     for number in range(500):  # what takes no room here, and would take minutes to copy
         large.with_name(f"large-{number}").hardlink_to(large)
     job = start(home.port, "true")
-    until(lambda: any((tmp_path / "job/work/data").glob("*")))
+    until(lambda: any((tmp_path / "job/space/data").glob("*")))
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == 128 + 15
     assert home.results["one"].code == -15
@@ -403,7 +402,7 @@ def test_a_job_with_another_jobs_address_is_refused_before_it_sends_anything(hom
     ],
 )
 def test_what_cannot_be_kept_fails_the_job_and_says_why(make: str, words: str, home: Home, start: Start) -> None:
-    job = start(home.port, "sh", "-c", f"echo printed; cd ../work/model; {make}")
+    job = start(home.port, "sh", "-c", f"echo printed; cd ../space/model; {make}")
     assert job.wait() == 70
     assert job.said == f"myelin: {words}\n"
     result = home.results["one"]
@@ -412,14 +411,14 @@ def test_what_cannot_be_kept_fails_the_job_and_says_why(make: str, words: str, h
 
 
 def test_a_link_that_stays_in_its_folder_is_a_file(home: Home, start: Start) -> None:
-    job = start(home.port, "sh", "-c", "cd ../work/model; mkdir v1; echo 1 > v1/model; ln -s v1/model latest")
+    job = start(home.port, "sh", "-c", "cd ../space/model; mkdir v1; echo 1 > v1/model; ln -s v1/model latest")
     assert job.wait() == 0
     assert files(home.results["one"].folders["model"]) == {"v1/model": "1\n", "latest": "1\n"}
     assert not (home.results["one"].folders["model"] / "latest").is_symlink()
 
 
 def test_equal_results_are_equal_bytes(home: Home, start: Start) -> None:
-    text = "cd ../work/model; umask %s; for n in %s; do mkdir -p d/$n; echo $n > d/$n/ä-$n.txt; done; touch -d %s d/*/*"
+    text = "cd ../space/model; umask %s; for n in %s; do mkdir -p d/$n; echo $n > d/$n/ä-$n.txt; done; touch -d %s d/*/*"
     for folder, words in (("a", ("022", "1 2 3", "2020-01-01")), ("b", ("077", "3 1 2", "2024-01-01"))):
         assert start(home.port, "sh", "-c", text % words, folder=folder).wait() == 0
     assert len(home.digests) == 2
@@ -427,7 +426,7 @@ def test_equal_results_are_equal_bytes(home: Home, start: Start) -> None:
 
 
 def test_a_name_and_a_file_that_need_long_headers_come_home(home: Home, start: Start) -> None:
-    text = "cd ../work/model; mkdir -p {0}/{0}; echo 1 > {0}/{0}/ü; truncate -s 3M {0}/sparse".format("x" * 200)
+    text = "cd ../space/model; mkdir -p {0}/{0}; echo 1 > {0}/{0}/ü; truncate -s 3M {0}/sparse".format("x" * 200)
     assert start(home.port, "sh", "-c", text).wait() == 0
     place = home.results["one"].folders["model"] / ("x" * 200)
     assert (place / ("x" * 200) / "ü").read_text() == "1\n"
@@ -463,10 +462,10 @@ def test_an_engine_that_says_too_little_is_told(program: tuple[str, ...], env: d
 
 
 def test_a_job_runs_once(home: Home, start: Start) -> None:
-    assert start(home.port, "touch", "../work/data/x").wait() == 0
+    assert start(home.port, "touch", "../space/data/x").wait() == 0
     job = start(home.port, "touch", "../ran-again")
     assert job.wait() == 70
-    assert "work/data: expected an empty folder; a job runs once" in job.said
+    assert "space/data: expected an empty folder; a job runs once" in job.said
     assert home.results["one"].code == 70
     assert not (job.folder / "ran-again").exists()
 
@@ -481,24 +480,24 @@ def test_an_odd_input_is_told(home: Home, start: Start, tmp_path: Path) -> None:
 def test_a_large_event_comes_as_an_input(home: Home, start: Start, tmp_path: Path) -> None:
     (tmp_path / "job/in").mkdir(parents=True)
     (tmp_path / "job/in/event.json").write_text("{}")
-    assert start(home.port, "cat", "../work/report/event.json").wait() == 0
+    assert start(home.port, "cat", "../space/report/event.json").wait() == 0
     assert home.results["one"].log == "{}"
 
 
 def test_a_full_disk_is_told(home: Home, start: Start, tmp_path: Path) -> None:
-    (tmp_path / "job/work").mkdir(parents=True)
-    if not can(*DISK, str(tmp_path / "job/work"), "true"):
+    (tmp_path / "job/space").mkdir(parents=True)
+    if not can(*DISK, str(tmp_path / "job/space"), "true"):
         pytest.skip("no user namespaces here: a small disk cannot be mounted")
     (tmp_path / "job/in/data").mkdir(parents=True)
     (tmp_path / "job/in/data/large").write_bytes(bytes(2 << 20))
-    job = start(home.port, "true", wrap=(*DISK, str(tmp_path / "job/work")))
+    job = start(home.port, "true", wrap=(*DISK, str(tmp_path / "job/space")))
     assert job.wait() == 70
     assert "large: No space left on device" in job.said
     assert home.results["one"].code == 70
     assert home.results["one"].message.endswith("No space left on device")
     # A disk that is full to the last byte is no trouble for what is brought home.
     (tmp_path / "job/in/data/large").write_bytes(bytes(1 << 19))
-    job = start(home.port, "sh", "-c", "cat /dev/zero > ../work/model/full; true", wrap=(*DISK, str(tmp_path / "job/work")))
+    job = start(home.port, "sh", "-c", "cat /dev/zero > ../space/model/full; true", wrap=(*DISK, str(tmp_path / "job/space")))
     assert job.wait() == 0
     assert (home.results["one"].folders["model"] / "full").stat().st_size > 1 << 18
 
@@ -510,13 +509,13 @@ def test_as_the_first_process_it_reaps_and_ends_whatever_is_left(home: Home, sta
 import os, pathlib, subprocess, sys, time
 # An orphan that ends at once, and one that went away from our group and writes for ever.
 subprocess.run(["sh", "-c", "(true &) ; true"], check=True)
-writer = "while true; do echo 1 >> ../work/model/grows; done"
+writer = "while true; do echo 1 >> ../space/model/grows; done"
 subprocess.run(["sh", "-c", f"setsid sh -c '{writer}' &"], check=True, stdout=subprocess.DEVNULL)
 def zombies():
     states = [path.read_text().rpartition(")")[2].split()[0] for path in pathlib.Path("/proc").glob("[0-9]*/stat")]
     return states.count("Z")
 deadline = time.monotonic() + 10
-while zombies() or not os.path.exists("../work/model/grows"):
+while zombies() or not os.path.exists("../space/model/grows"):
     assert time.monotonic() < deadline
     time.sleep(0.01)
 print(os.getppid(), zombies())
@@ -525,7 +524,7 @@ print(os.getppid(), zombies())
     assert job.wait() == 0, job.said
     assert job.printed == b"1 0\n"
     kept = home.results["one"].folders["model"] / "grows"
-    assert kept.stat().st_size == (tmp_path / "job/work/model/grows").stat().st_size > 0
+    assert kept.stat().st_size == (tmp_path / "job/space/model/grows").stat().st_size > 0
 
 
 def test_the_first_process_hands_signals_on_too(home: Home, start: Start) -> None:
@@ -538,18 +537,17 @@ def test_the_first_process_hands_signals_on_too(home: Home, start: Start) -> Non
 
 
 def test_a_program_begins_at_once(home: Home, start: Start) -> None:
-    # Both are clocks of the whole machine; the best of several, because other tests run beside this one.
+    # A clock of the whole machine; the best of several, because others work beside this test.
     tell = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC))"
-    bare, wrapped = [], []
-    for number in range(5):
-        began = time.clock_gettime(time.CLOCK_MONOTONIC)
-        done = subprocess.run(python(tell), capture_output=True, check=True)
-        bare.append(float(done.stdout) - began)
+    best = float("inf")
+    for number in range(20):
         began = time.clock_gettime(time.CLOCK_MONOTONIC)
         job = start(home.port, *python(tell), folder=f"job-{number}")
         assert job.wait() == 0
-        wrapped.append(float(job.printed) - began)
-    assert min(wrapped) - statistics.median(bare) < 0.1
+        best = min(best, float(job.printed) - began)
+        if best < 0.1:
+            break
+    assert best < 0.1
 
 
 class Odd(BaseHTTPRequestHandler):
@@ -598,7 +596,7 @@ def odd(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
 
 @pytest.mark.parametrize(("odd", "tries"), [("cuts", 2), ("breaks", 2), ("knows nothing", 1)], indirect=["odd"])
 def test_an_upload_that_breaks_off_is_done_again_from_the_start(odd: Any, tries: int, start: Start) -> None:
-    job = start(odd.server_address[1], "sh", "-c", "head -c 3000000 /dev/urandom > ../work/model/m")
+    job = start(odd.server_address[1], "sh", "-c", "head -c 3000000 /dev/urandom > ../space/model/m")
     assert job.wait() == 0, job.said
     asked = odd.RequestHandlerClass.asked
     assert len(asked) == tries
@@ -613,7 +611,7 @@ def test_an_upload_that_breaks_off_is_done_again_from_the_start(odd: Any, tries:
 
 @pytest.mark.parametrize("odd", ["refuses in the middle"], indirect=True)
 def test_an_answer_that_comes_before_all_was_sent_is_heard(odd: Any, start: Start) -> None:
-    job = start(odd.server_address[1], "sh", "-c", "head -c 30000000 /dev/zero > ../work/model/m")
+    job = start(odd.server_address[1], "sh", "-c", "head -c 30000000 /dev/zero > ../space/model/m")
     assert job.wait() == 70
     assert "expected the inbox to take it, got 413" in job.said
 
