@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs lock
+.PHONY: demo cluster-demo test unit-test cluster-test check bench docs lock
 
 $(VENV)/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,8 +22,17 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.run
 demo: $(VENV)/.run
 	$(BIN)/myelin demo
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+cluster-demo: $(VENV)/.test
+	$(BIN)/python -m tests.cluster.demo
+
+test: unit-test cluster-test
+
+unit-test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --ignore=tests/cluster
+
+# In a process of its own: it moves into the network of a Kubernetes node, or says what is missing for one.
+cluster-test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 0 --durations=10 tests/cluster
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -221,6 +221,7 @@ def ask(url: str, message: Mapping[str, Any]) -> tuple[int, Mapping[str, Any], s
 
 
 def classify(url: str, pixels: Sequence[int]) -> tuple[str, str]:
+    """Ask a URL which digit a picture shows; the digit, and the version that said so."""
     status, answer, version = ask(url + "predict", {"data": {"ndarray": [list(pixels)]}})
     if status != 200:
         raise SilentError(f"{url}predict: expected 200, got {status}: {answer}")
@@ -229,6 +230,7 @@ def classify(url: str, pixels: Sequence[int]) -> tuple[str, str]:
 
 
 def feed_back(url: str, sample: Mapping[str, Any]) -> bool:
+    """Ask a URL about a sample, and tell it the truth; whether it was right."""
     digit, _ = classify(url, sample["pixels"])
     message = {"request": {"data": {"ndarray": [sample["pixels"]]}}, "truth": {"data": {"ndarray": [sample["digit"]]}}}
     ask(url + "send-feedback", message)
@@ -236,6 +238,7 @@ def feed_back(url: str, sample: Mapping[str, Any]) -> bool:
 
 
 def drawn(pixels: Sequence[int]) -> str:
+    """A picture of 8 by 8 pixels, in letters."""
     shades = " .:-=+*#%@"
     rows = (pixels[start : start + 8] for start in range(0, 64, 8))
     return "\n".join("      " + "".join(shades[min(pixel * 10 // 17, 9)] * 2 for pixel in row) for row in rows)

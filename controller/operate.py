@@ -96,7 +96,13 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
     identity = settings.pod or f"{os.uname().nodename}-{os.getpid()}"
     leadership = Leadership(cluster, settings.namespace, LEASE, identity, clock, changed=fleet.wake_all, pod=settings.pod)
     fleet.leads = lambda: leadership.is_leader
-    desk = Desk(settings.host, settings.port, is_ready=lambda: leadership.is_in_touch, is_alive=fleet.is_alive)
+    desk = Desk(
+        settings.host,
+        settings.port,
+        is_ready=lambda: leadership.is_in_touch,
+        is_alive=fleet.is_alive,
+        is_settled=fleet.is_settled,
+    )
     fleet.shared = ClusterSurroundings(cluster=cluster, desk=desk, inbox=settings.inbox, state=settings.state)
     leadership.start()
     desk.start()
@@ -153,7 +159,7 @@ class Fleet:
         self._guard = threading.Lock()
         self._namespaces: tuple[str, ...] = (settings.namespace,)
         self._read_at: tuple[int, int] = (0, 0)
-        self._ending = False
+        self._ending = self._is_listed = False
 
     def namespaces(self) -> tuple[str, ...]:
         """The managed namespaces, as the chart's configuration says now."""
@@ -185,6 +191,7 @@ class Fleet:
         gone = [key for key in self._followers if self.seen.get("Project", *key) is None]
         for key in gone:
             self._drop(key)
+        self._is_listed = True
         self.wake_all()
 
     def rival(self, namespace: str, name: str) -> Outcome | None:
@@ -216,6 +223,13 @@ class Fleet:
         """Whether no pass hangs."""
         with self._guard:
             return all(follower.is_well() for follower in self._followers.values())
+
+    def is_settled(self) -> bool:
+        """Whether we lead, and every Project that we know of was opened, or said why it was not."""
+        if not self._is_listed or not self.leads():
+            return False
+        with self._guard:
+            return all(follower.is_settled for follower in self._followers.values())
 
     def end(self) -> None:
         """End every pass cleanly: what it began is finished, nothing more is begun."""
@@ -282,6 +296,8 @@ class Follower(threading.Thread):
         self._waker, self._ending = Waker(), threading.Event()
         self._stir: Callable[[], None] = lambda: None
         self._began_at: float | None = None
+        self.is_settled = False
+        """Whether the project was opened, or its conditions say why it was not."""
         self._told = Told(lambda line: fleet.tell(f"{namespace}/{name}: {line}"))
 
     def wake(self) -> None:
@@ -338,6 +354,7 @@ class Follower(threading.Thread):
         mirroring = Mirroring(fleet.cluster, fleet.seen, namespace=project.namespace, project=project.name, owner=project.owner)
         state = fleet.shared.state_of(project)
         with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_stir) as wired:
+            self.is_settled = True
             note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
             while not self._ending.is_set() and fleet.leads() and self._is_current(project.uid, project.generation):
                 self._began_at = time.monotonic()
@@ -349,7 +366,7 @@ class Follower(threading.Thread):
                 self._told.tell((*report.outcomes, *troubles))
                 if not report.look_again:
                     self._waker.wait(BUSY_SECONDS if report.is_busy or troubles else IDLE_SECONDS)
-        self._stir = lambda: None
+        self._stir, self.is_settled = (lambda: None), False
 
     def _take_stir(self, stir: Callable[[], None]) -> None:
         self._stir = stir
@@ -364,6 +381,7 @@ class Follower(threading.Thread):
         )
 
     def _say(self, outcome: Outcome) -> None:
+        self.is_settled = True
         self._told.tell((outcome,))
         try:
             say(self._fleet.cluster, self._fleet.seen, self._namespace, self._name, [outcome], now=SystemClock().now())

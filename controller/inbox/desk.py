@@ -27,10 +27,11 @@ class Desk(ThreadingHTTPServer):
     Args:
         host: Address to listen on; `0.0.0.0` or `::` for all.
         port: Its port; 0: any.
-        is_ready: Whether this controller should be asked at all: it leads, and every project that it knows of was
-            admitted. Until then, a secret that nobody here knows is answered with "ask again" instead of "no": an event
-            that is sent while a controller starts must not be lost. (A job's result is never answered with "no" for that.)
+        is_ready: Whether this controller should be asked at all.
         is_alive: Whether it should be left running.
+        is_settled: Whether every project that it knows of was admitted. Until then, a secret that nobody here knows is
+            answered with "ask again" instead of "no": an event that is sent while a controller starts must not be lost.
+            (A job's result is never answered with "no" for that.) None: as soon as it is ready.
 
     Raises:
         RefusedError: The port is in use, or is not ours to take.
@@ -39,8 +40,16 @@ class Desk(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, *, is_ready: Callable[[], bool], is_alive: Callable[[], bool]) -> None:
-        self.is_ready, self.is_alive = is_ready, is_alive
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        is_ready: Callable[[], bool],
+        is_alive: Callable[[], bool],
+        is_settled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.is_ready, self.is_alive, self.is_settled = is_ready, is_alive, is_settled or is_ready
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._admitted: dict[str, Admitted] = {}
         self._guard = threading.Lock()

@@ -170,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stranger(self, words: str) -> tuple[int, str]:
         """The answer to whose secret is nobody's."""
-        if not self.server.is_ready():
+        if not self.server.is_settled():
             return 503, "not every project is known here yet; ask again"
         gauges.WRONG_TOKENS.inc()
         return 401, words

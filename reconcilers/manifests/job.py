@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.canonical import canonical
+from policies.errors import DesiredStateError
 from policies.terms.digest import Digest
 from policies.terms.task import JobSpec
 from reconcilers.manifests.names import IMAGE, LABELS, Placement, encoded, job_name, labels, metadata
 from reconcilers.manifests.pod import INPUTS, PYTHON, WORK, container, pod
 
+LARGEST_EVENT_BYTES = 100_000
+"""Linux takes no longer variable of a program's environment than 128 KiB."""
 GRACE_SECONDS = 15
 """From the end of its time to the end of its processes."""
 
@@ -54,12 +57,16 @@ def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Seque
     }
     env |= {f"DATA_PATH_{task}": f"{WORK}/{f'earlier/{task}' if task in own else 'data'}/" for task in spec.earlier_data}
     if spec.event is not None:
+        text = canonical(dict(spec.event)).decode()
+        if len(text) > LARGEST_EVENT_BYTES:
+            words = f"event of {spec.task}: expected at most {LARGEST_EVENT_BYTES} bytes on Kubernetes, got {len(text)}"
+            raise DesiredStateError(f"{words}; send an address of what it is about", reason="EventTooBig")
         env["EVENT_PATH"] = f"{WORK}/report/event.json"
-        env["MYELIN_JOB_EVENT"] = canonical(dict(spec.event)).decode()
+        env["MYELIN_JOB_EVENT"] = text
     main = container(
         placement,
         image,
-        command=[PYTHON, "-m", "myelin.job", "--", *entrypoint, *spec.args],
+        command=[PYTHON, "-I", "-m", "myelin.job", "--", *entrypoint, *spec.args],
         env=env,
         mounts={"tmp": "/tmp", "work": WORK},
         needs=spec.resources,

@@ -39,8 +39,8 @@ def container(
         "name": "main",
         "image": f"{placement.registry}@{image}",
         "imagePullPolicy": "IfNotPresent",
-        "command": list(command),
-        "env": [{"name": name, "value": value} for name, value in sorted({**_SETTINGS, **env}.items())],
+        "command": [_plain(part) for part in command],
+        "env": [{"name": name, "value": _plain(value)} for name, value in sorted({**_SETTINGS, **env}.items())],
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in sorted(mounts.items())],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -51,6 +51,11 @@ def container(
         **({"resources": dict(needs)} if needs else {}),
         **(more or {}),
     }
+
+
+def _plain(text: str) -> str:
+    """Text that Kubernetes hands on as it is: `$(NAME)` would become what NAME is."""
+    return text.replace("$(", "$$(")
 
 
 def pod(

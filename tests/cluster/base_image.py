@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster import cache
 
 # The whole standard library (venv and ensurepip are apart in Debian), and what a controller's pod needs for Git.
-PACKAGES = ("python3", "python3-venv", "python3-distutils", "git", "openssh-client", "ca-certificates")
+PACKAGES = ("python3", "python3-venv", "git", "openssh-client", "ca-certificates")
+if sys.version_info < (3, 12):
+    PACKAGES += ("python3-distutils",)
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 USER = 65532
 # ssh wants its user to have a name.
@@ -102,15 +105,15 @@ def _write_layout(place: Path, tar: Path) -> None:
     layer = {"mediaType": LAYER, "digest": f"sha256:{name}", "size": packed.stat().st_size}
     packed.rename(blobs / name)
     settings = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "User": f"{USER}:{USER}", "WorkingDir": "/"}
-    config = {"architecture": _architecture(), "os": "linux", "config": settings}
-    config["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}
+    content = {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}
+    config = {"architecture": _architecture(), "os": "linux", "config": settings, "rootfs": content}
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": _blob(blobs, config, CONFIG), "layers": [layer]}
     index = {"schemaVersion": 2, "manifests": [_blob(blobs, manifest, MANIFEST)]}
     (place / "index.json").write_text(json.dumps(index))
     (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
-def _blob(blobs: Path, document: dict[str, object], media_type: str) -> dict[str, object]:
+def _blob(blobs: Path, document: Mapping[str, object], media_type: str) -> dict[str, object]:
     data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     name = hashlib.sha256(data).hexdigest()
     (blobs / name).write_bytes(data)

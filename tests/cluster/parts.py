@@ -68,7 +68,8 @@ def read_facts(state: Path) -> Facts:
         FileNotFoundError: There is none.
     """
     said = json.loads((state / "node.json").read_text())
-    return Facts(state=state, **{key: Path(v) if key in ("programs", "base", "wheels") else v for key, v in said.items()})
+    paths = {key: Path(said.pop(key)) for key in ("programs", "base", "wheels")}
+    return Facts(state=state, **paths, **said)
 
 
 def write_settings(facts: Facts) -> None:

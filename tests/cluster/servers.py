@@ -47,7 +47,7 @@ class Listener(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind, and nothing more."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
 def serve(address: str, wheels: Path, repositories: Repositories) -> None:

@@ -17,7 +17,7 @@ from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import pull
 from controller.adapters.keys import SshKey
-from controller.demo import AXON, WORSE, ask, classify, feed_back
+from controller.demo import WORSE, ask, classify, feed_back
 from controller.keyring import make, shown
 from tests.cluster.node import CommandError, Node
 from tests.cluster.parts import ROOT
@@ -238,13 +238,14 @@ class Story:
 
     def verify_by_cosign(self, image: str, public: Path, *, is_new: bool) -> str:
         """What cosign says of an image: of its bundle when new, else of its `.sig`."""
-        more = ["--new-bundle-format", "--trusted-root", str(self._trusted_root())] if is_new else []
+        more = ["--trusted-root", str(self._trusted_root())] if is_new else ["--new-bundle-format=false"]
         known = ["--key", str(public), "--insecure-ignore-tlog=true", "--allow-http-registry"]
         return self.node.cosign("verify", *known, *more, image)
 
     def _trusted_root(self) -> Path:
         place = self.folder / "trusted_root.json"
-        place.write_text(json.dumps({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}))
+        empty: dict[str, Any] = {key: [] for key in ("tlogs", "certificateAuthorities", "ctlogs", "timestampAuthorities")}
+        place.write_text(json.dumps({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1", **empty}))
         return place
 
     def other(self, name: str, *, edit: Callable[[str], str] | None = None, like: Story | None = None) -> Story:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import tests.contracts.test_engine_contract as contract
+from controller.adapters.attestor import sign_image
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import SERVICE, Cluster
 from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
@@ -24,7 +25,6 @@ from controller.adapters.oci.composed import Composer
 from controller.adapters.oci.layers import Stored, lay
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Access, Registry
-from controller.adapters.attestor import sign_image
 from controller.adapters.spool import Spool
 from controller.inbox import Desk, Receivers
 from policies.terms.digest import Digest

@@ -250,9 +250,16 @@ def test_what_a_killed_guard_left_is_removed_by_the_next_node(node: Node, tmp_pa
 def test_forgotten_nodes_are_swept_and_no_others(tmp_path: Path) -> None:
     for name in ("myelin-node-dead", "myelin-node-alive", "other"):
         (tmp_path / name).mkdir()
-        nowhere = tmp_path / "nowhere"
-        facts = {"programs": nowhere, "base": nowhere, "wheels": nowhere, "base_digest": "", "temporary": True}
-        parts.Facts(state=tmp_path / name, registry_password="", git_password="", **facts).write()
+        parts.Facts(
+            state=tmp_path / name,
+            programs=tmp_path,
+            base=tmp_path,
+            wheels=tmp_path,
+            base_digest="",
+            registry_password="",
+            git_password="",
+            temporary=True,
+        ).write()
     (tmp_path / "myelin-node-link").symlink_to(tmp_path / "other")
     (tmp_path / "myelin-node-strange").mkdir()
     cache.hold(tmp_path / "myelin-node-alive")
