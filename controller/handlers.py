@@ -14,6 +14,7 @@ from typing import Any
 
 import kopf
 
+STOP_LOOK_SECONDS = 0.1
 FINALIZER = "myelin.io/finalizer"
 OURS = {"myelin.io/kind": kopf.PRESENT}
 GROUP, VERSION = "myelin.io", "v1alpha1"
@@ -34,7 +35,7 @@ class Callbacks:
 
 
 def watch(callbacks: Callbacks, namespaces: Sequence[str], stop: threading.Event, *, kubeconfig: bool = False) -> None:
-    """Watch until told to stop.
+    """Watch until told to stop. Not in the main thread, whose signals kopf would take for itself.
 
     Args:
         callbacks: Who hears of what.
@@ -44,9 +45,20 @@ def watch(callbacks: Callbacks, namespaces: Sequence[str], stop: threading.Event
     """
     registry = _registry(callbacks, kubeconfig)
     logging.getLogger("kopf").setLevel(logging.ERROR)
-    asyncio.run(
-        kopf.operator(registry=registry, settings=_settings(), namespaces=list(namespaces), standalone=True, stop_flag=stop)
+    asyncio.run(_watch(registry, namespaces, stop))
+
+
+async def _watch(registry: kopf.OperatorRegistry, namespaces: Sequence[str], stop: threading.Event) -> None:
+    ending = asyncio.Event()
+    operator = kopf.operator(
+        registry=registry, settings=_settings(), namespaces=list(namespaces), standalone=True, stop_flag=ending
     )
+    watching = asyncio.create_task(operator)
+    # A flag of threads would keep a thread of the loop's waiting for it, and with that the loop's end.
+    while not stop.is_set() and not watching.done():
+        await asyncio.sleep(STOP_LOOK_SECONDS)
+    ending.set()
+    await watching
 
 
 def _settings() -> kopf.OperatorSettings:

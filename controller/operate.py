@@ -37,6 +37,10 @@ IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 RESYNC_SECONDS = 60.0
 """A watch may miss that something went; so often all is listed."""
+REACH_SECONDS = 5.0
+"""So often the namespaces that we may not watch (yet) are tried."""
+WATCH_PAUSE_SECONDS = 2.0
+"""After watches that ended by themselves."""
 STUCK_SECONDS = 900.0
 """A pass that lasts longer will not end."""
 LEASE = "myelin"
@@ -121,30 +125,35 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
 
 
 def _lead(fleet: Fleet, leadership: Leadership, stop: threading.Event, *, is_outside: bool) -> None:
-    """Watch for as long as we lead and the list of namespaces stays."""
-    namespaces = fleet.namespaces()
-    over = threading.Event()
+    """Watch for as long as we lead and the same namespaces are ours."""
+    namespaces, over = fleet.reachable(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(fleet, namespaces, over, is_outside), name="watches", daemon=True)
+    if namespaces:
+        watcher.start()
+    listed_at = looked_at = 0.0
+    while not stop.is_set() and leadership.is_leader and not over.is_set():
+        now = time.monotonic()
+        if now - listed_at > RESYNC_SECONDS:
+            listed_at = now
+            fleet.resync(namespaces)
+        if now - looked_at > REACH_SECONDS:
+            looked_at = now
+            if set(namespaces) != set(fleet.namespaces()) and fleet.reachable() != namespaces:
+                break
+        stop.wait(0.1)
+    over.set()
+    if namespaces:
+        watcher.join(15)
 
-    def mind() -> None:
-        listed_at = 0.0
-        while not (stop.is_set() or over.is_set()) and leadership.is_leader and fleet.namespaces() == namespaces:
-            if time.monotonic() - listed_at > RESYNC_SECONDS:
-                listed_at = time.monotonic()
-                fleet.resync(namespaces)
-            stop.wait(0.1)
-        over.set()
 
-    minder = threading.Thread(target=mind, name="minder", daemon=True)
-    minder.start()
+def _watch(fleet: Fleet, namespaces: Sequence[str], over: threading.Event, is_outside: bool) -> None:
     try:
         handlers.watch(fleet.callbacks(), namespaces, over, kubeconfig=is_outside)
-    except ControllerError:
-        raise
-    except Exception as error:  # noqa: BLE001  kopf gives up when the cluster stays away; we do not
+    except Exception as error:  # noqa: BLE001  kopf gives up when the cluster stays away, or refuses; we do not
         faults.error("the watches ended", exc_info=error)
-    finally:
-        over.set()
-        minder.join(10)
+    if not over.is_set():
+        over.wait(WATCH_PAUSE_SECONDS)
+    over.set()
 
 
 class Fleet:
@@ -160,6 +169,7 @@ class Fleet:
         self._namespaces: tuple[str, ...] = (settings.namespace,)
         self._read_at: tuple[int, int] = (0, 0)
         self._ending = self._is_listed = False
+        self._refused: dict[str, str] = {}
 
     def namespaces(self) -> tuple[str, ...]:
         """The managed namespaces, as the chart's configuration says now."""
@@ -173,19 +183,38 @@ class Fleet:
             pass  # what was read last counts
         return self._namespaces
 
+    def reachable(self) -> tuple[str, ...]:
+        """Those of the managed namespaces in which we may work; one that is gone has taken our rights with it."""
+        found = []
+        for namespace in self.namespaces():
+            try:
+                self.cluster.list(PROJECT, namespace)
+            except RefusedError as error:
+                if self._refused.get(namespace) != error.message:
+                    self._refused[namespace] = error.message
+                    self.tell(f"namespace {namespace}: {error.message}; it is passed over, see the chart's `namespaces`")
+                continue
+            except ControllerError:
+                pass  # silent for the moment
+            self._refused.pop(namespace, None)
+            found.append(namespace)
+        return tuple(found)
+
     def callbacks(self) -> handlers.Callbacks:
         """Who hears of what."""
         return handlers.Callbacks(project=self._project, mirror=self._mirror, work=self._work, removed=self._removed)
 
     def resync(self, namespaces: Sequence[str]) -> None:
         """Take all objects of our kinds as they are now: a watch does not tell of what went while it was broken."""
-        for kind in (AXON, RELEASE, VERSION, PROJECT):
-            for namespace in namespaces:
-                try:
-                    found = self.cluster.list(kind, namespace)
-                except ControllerError:
-                    return
-                self.seen.reset(kind.kind, namespace, found)
+        for namespace in namespaces:
+            try:
+                for kind in (AXON, RELEASE, VERSION, PROJECT):
+                    self.seen.reset(kind.kind, namespace, self.cluster.list(kind, namespace))
+            except ControllerError:
+                continue  # what is known of it stays; the next time tells
+        for namespace in {str(body["metadata"]["namespace"]) for body in self.seen.all("Project")} - set(namespaces):
+            for kind in (AXON, RELEASE, VERSION, PROJECT):
+                self.seen.reset(kind.kind, namespace, ())
         for body in self.seen.all("Project"):
             self._follow(body)
         gone = [key for key in self._followers if self.seen.get("Project", *key) is None]

@@ -19,9 +19,9 @@ from pathlib import Path
 from tests.cluster import cache
 
 # The whole standard library (venv and ensurepip are apart in Debian), and what a controller's pod needs for Git.
-PACKAGES = ("python3", "python3-venv", "git", "openssh-client", "ca-certificates")
+PACKAGES = ["python3", "python3-venv", "git", "openssh-client", "ca-certificates"]
 if sys.version_info < (3, 12):
-    PACKAGES += ("python3-distutils",)
+    PACKAGES.append("python3-distutils")
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 USER = 65532
 # ssh wants its user to have a name.

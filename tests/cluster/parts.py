@@ -68,8 +68,8 @@ def read_facts(state: Path) -> Facts:
         FileNotFoundError: There is none.
     """
     said = json.loads((state / "node.json").read_text())
-    paths = {key: Path(said.pop(key)) for key in ("programs", "base", "wheels")}
-    return Facts(state=state, **paths, **said)
+    programs, base, wheels = (Path(said.pop(key)) for key in ("programs", "base", "wheels"))
+    return Facts(state=state, programs=programs, base=base, wheels=wheels, **said)
 
 
 def write_settings(facts: Facts) -> None:
