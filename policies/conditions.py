@@ -38,10 +38,11 @@ def conditions(
     waiting = next((item for item in outcomes if item.state == "waiting"), None)
     worst = stalled or waiting
     found = [_condition("Ready", worst is None, worst.reason if worst else "AsDesired", _words(worst))]
-    if waiting is not None:
-        found.append(_condition("Reconciling", True, waiting.reason, _words(waiting)))
+    # Of these two kstatus takes the first: what waits for a person has failed, whatever else still moves.
     if stalled is not None:
         found.append(_condition("Stalled", True, stalled.reason, _words(stalled)))
+    if waiting is not None:
+        found.append(_condition("Reconciling", True, waiting.reason, _words(waiting)))
     found += [dict(item) for item in more]
     known = {str(item["type"]): item for item in before}
     for item in found:

@@ -15,6 +15,7 @@ from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
 from policies.terms.outcome import Outcome
 from policies.terms.release import Release
+from policies.terms.version import Version
 
 LONGEST_OUTCOMES = 50
 MirrorKind = Literal["Axon", "Release", "Version"]
@@ -67,10 +68,11 @@ def _axons(desired: DesiredState, observed: Observed, about: Mapping[str, Sequen
 def _releases(desired: DesiredState, observed: Observed, about: Mapping[str, Sequence[Outcome]]) -> Iterator[Mirror]:
     for (axon, deployer), release in sorted(desired.releases.items()):
         shares = sorted(release.spec.traffic, key=lambda share: (-share.share, share.version))
-        ours = [item for item in about.get(axon, ()) if item.subject in (f"{axon}/{deployer}", axon)]
-        proxy = observed.servers.get(proxy_name(axon, deployer))
-        if (proxy is None or proxy.phase != "ready") and not any(item.state != "done" for item in ours):
-            ours.append(_waits(f"{axon}/{deployer}", proxy.message if proxy else "its proxy is not there yet"))
+        serving = [share.version for share in shares if share.share]
+        subjects = {axon, *(f"{axon}/{name}" for name in (deployer, *serving))}
+        ours = [item for item in about.get(axon, ()) if item.subject in subjects]
+        if not any(item.state != "done" for item in ours) and (why := _why_not_up(desired, observed, axon, deployer, serving)):
+            ours.append(_waits(f"{axon}/{deployer}", why))
         yield Mirror(
             kind="Release",
             name=object_name(axon, deployer),
@@ -92,11 +94,10 @@ def _versions(desired: DesiredState, observed: Observed, about: Mapping[str, Seq
     for name, version in sorted(desired.versions.items()):
         axon, deployer = version.metadata.axon, version.spec.deployer
         share = _share(desired.releases.get((axon, deployer)), name)
-        servers = [observed.servers.get(server_name(version, backend)) for backend in version.spec.backends]
-        is_up = all(server is not None and server.phase == "ready" for server in servers)
-        url = _url(observed, axon, deployer) if any(server is not None for server in servers) else ""
+        is_there = any(server_name(version, backend) in observed.servers for backend in version.spec.backends)
+        url = _url(observed, axon, deployer) if is_there else ""
         ours = [item for item in about.get(axon, ()) if item.subject == f"{axon}/{name}"]
-        if not is_up and share and not any(item.state != "done" for item in ours):
+        if share and not _is_up(version, observed) and not any(item.state != "done" for item in ours):
             ours.append(_waits(f"{axon}/{name}", "its servers do not answer yet"))
         yield Mirror(
             kind="Version",
@@ -146,6 +147,25 @@ def _most(desired: DesiredState, axon: str) -> tuple[str, int, str] | None:
     ]
     share, version, deployer = max(found, default=(0, "", ""))
     return (version, share, deployer) if version else None
+
+
+def _why_not_up(desired: DesiredState, observed: Observed, axon: str, deployer: str, serving: Sequence[str]) -> str:
+    """What a release waits for; empty when it serves as it says. One of which no version is recorded has nothing to serve."""
+    known = {
+        name: version
+        for name, version in desired.versions.items()
+        if (version.metadata.axon, version.spec.deployer) == (axon, deployer)
+    }
+    proxy = observed.servers.get(proxy_name(axon, deployer))
+    if known and (proxy is None or proxy.phase != "ready"):
+        return (proxy.message or "its proxy does not answer yet") if proxy else "its proxy is not there yet"
+    down = [name for name in serving if name in known and not _is_up(known[name], observed)]
+    return f"the servers of {', '.join(down)} do not answer yet" if down else ""
+
+
+def _is_up(version: Version, observed: Observed) -> bool:
+    servers = [observed.servers.get(server_name(version, backend)) for backend in version.spec.backends]
+    return all(server is not None and server.phase == "ready" for server in servers)
 
 
 def _share(release: Release | None, version: str) -> int:

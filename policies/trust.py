@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from policies.terms.revision import CommitFacts, Pin, TrustedKey
 from policies.writeback import is_own, may_touch, same_key
 
-HOW_TO_PIN = "pin who may change this repository: `myelin run --trust FILE`"
+HOW_TO_PIN = "pin who may change this repository: `myelin run --trust FILE`, or spec.trust.signers of the Project object"
 HOW_TO_SIGN = "sign it: `git config gpg.format ssh`, `git config user.signingKey FILE`, `git commit -S --amend`"
 
 

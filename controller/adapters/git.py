@@ -27,16 +27,15 @@ from policies.writeback import is_plain
 from reconcilers.ports import TreeFile
 
 _LOST = ("fetch first", "non-fast-forward", "stale info", "cannot lock ref", "incorrect old value", "failed to update ref")
+_LOGIN = ("authentication failed", "returned error: 401", "could not read username", "could not read password")
 _NO = (
     "remote rejected",
     "hook declined",
     "denied",
     "not allowed",
     "permission",
-    "authentication failed",
-    "returned error: 401",
     "returned error: 403",
-    "could not read username",
+    *_LOGIN,
 )
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -464,6 +463,8 @@ def _outside(what: str, text: str) -> OutsideError:
     words = _last_words(text)
     if re.search(r"repository '.*' not found", text):
         return RefusedError(f"{what}: there is no such repository, or no access to it", reason="RepositoryGone")
+    if any(word in text.lower() for word in _LOGIN):
+        return RefusedError(f"{what}: the server refuses this login; look at user and password", reason="LoginRefused")
     if any(word in text.lower() for word in _NO):
         return RefusedError(f"{what}: {words}")
     return SilentError(f"{what}: {words}")
@@ -481,8 +482,8 @@ def _pushed(branch: str, parent: str, url: str, text: str) -> OutsideError:
 
 
 def _last_words(text: str) -> str:
-    lines = [line.strip() for line in re.sub(r"\w+://[^@\s/]*@", "", text).splitlines()]
-    useful = [
-        line for line in lines if line and not line.startswith(("cmdline:", "stderr: '", "stdout:", "hint:", "Done", "To "))
-    ]
-    return (useful[0] if useful else "no answer")[:300].lower()
+    # GitPython puts what the program said into quotes behind a word of its own.
+    plain = re.sub(r"(?m)^\s*stderr: '", "", re.sub(r"\w+://[^@\s/]*@", "", text))
+    lines = [line.strip().removeprefix("fatal: ") for line in plain.splitlines()]
+    useful = [line for line in lines if line and not line.startswith(("cmdline:", "stdout:", "hint:", "Done", "To "))]
+    return (useful[0] if useful else "no answer")[:300].rstrip("'").lower()

@@ -8,7 +8,7 @@ from typing import Any
 def drift_of(applied: Any, live: Any, path: str = "") -> str:
     """Path of the first field that is not as it was applied; empty when all are.
 
-    Entries of a list that have names are found by them; more of them may be there. Other lists must be equal.
+    Entries of a list that have names, each its own, are found by them; more of them may be there. Other lists must be equal.
     """
     if isinstance(applied, dict):
         if not isinstance(live, dict):
@@ -19,13 +19,19 @@ def drift_of(applied: Any, live: Any, path: str = "") -> str:
                 return found
         return ""
     if isinstance(applied, list):
-        if all(isinstance(item, dict) and "name" in item for item in applied) and applied:
-            by_name = {item.get("name"): item for item in live or () if isinstance(item, dict)}
-            for item in applied:
-                if found := drift_of(item, by_name.get(item["name"]), f"{path}[{item['name']}]"):
-                    return found
-            return ""
-        return "" if (applied or None) == (live or None) else path
+        wanted = _by_name(applied)
+        if len(wanted) < len(applied) or not applied:
+            return "" if (applied or None) == (live or None) else path
+        there = _by_name(live)
+        for name, item in wanted.items():
+            if found := drift_of(item, there.get(name), f"{path}[{name}]"):
+                return found
+        return ""
     if applied == "" and live is None:
         return ""
     return "" if applied == live else path
+
+
+def _by_name(items: Any) -> dict[str, Any]:
+    named = items if isinstance(items, list) else ()
+    return {item["name"]: item for item in named if isinstance(item, dict) and isinstance(item.get("name"), str)}

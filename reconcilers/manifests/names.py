@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ LABELS, SPEC, STOPPED, CONFIG = "myelin.io/labels", "myelin.io/spec", "myelin.io
 IMAGE = "myelin.io/image"
 """Annotation: digest of the code image, where the pod's own has data or a model laid over it."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "myelin"}
+_PLAIN = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
+"""What Kubernetes lets a Service be called: RFC 1035."""
+_SHORTENED = re.compile(r".*--[0-9a-z]{9}")
+"""What `kube_name` makes; names by `policies.identity.object_name` end in one character less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +49,11 @@ def kube_name(name: str, limit: int = LONGEST) -> str:
 
     Law: different names give different object names.
     """
-    if len(name) <= limit and name[:1].isalpha():
+    if len(name) <= limit and _PLAIN.fullmatch(name) and not _SHORTENED.fullmatch(name):
         return name
-    shown = name if name[:1].isalpha() else f"x-{name}"
-    return f"{shown[: limit - 10].strip('-')}--{short_name(digest_value([name]), length=8)}"
+    plain = re.sub("[^a-z0-9-]", "-", name.lower())
+    shown = plain if _PLAIN.match(plain) else f"x-{plain}"
+    return f"{shown[: limit - 11].strip('-')}--{short_name(digest_value([name]), length=9)}"
 
 
 def job_name(name: str) -> str:
@@ -90,8 +96,8 @@ def labels(placement: Placement, kind: str, name: str) -> dict[str, str]:
 
 
 def selector(placement: Placement, *kinds: str) -> str:
-    """A label selector for all objects of some kinds."""
-    return f"{PROJECT}={placement.project},{KIND} in ({','.join(kinds)})"
+    """A label selector for all objects of some kinds; one without a name was made by somebody else."""
+    return f"{PROJECT}={placement.project},{KIND} in ({','.join(kinds)}),{NAME}"
 
 
 def encoded(value: Mapping[str, str]) -> str:
@@ -103,6 +109,6 @@ def decoded(meta: Mapping[str, Any]) -> dict[str, str]:
     """The port's labels of an object; none where somebody damaged them."""
     try:
         value = json.loads(meta.get("annotations", {}).get(LABELS, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}

@@ -12,6 +12,9 @@ _WAITING = {
     "ImagePullBackOff": "ImagePull",
     "InvalidImageName": "ImagePull",
     "ErrImageNeverPull": "ImagePull",
+    "ImageInspectError": "ImagePull",
+    "RegistryUnavailable": "ImagePull",
+    "SignatureValidationFailed": "ImagePull",
     "CreateContainerConfigError": "CannotStart",
     "CreateContainerError": "CannotStart",
     "RunContainerError": "CannotStart",
@@ -24,6 +27,8 @@ _NEXT = {
     "OutOfMemory": "raise `resources.limits.memory`, or make it need less",
     "Evicted": "the node was short of what it says; ask for it in `resources.requests`",
 }
+SIGNALS = range(1, 65)
+"""What Linux has; a shell, and our job's wrapper, say 128 more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +48,17 @@ def trouble_of(pod: Mapping[str, Any]) -> Trouble | None:
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False" and condition.get("reason") == "Unschedulable":
             return _trouble("Unschedulable", f"no node takes it: {_line(condition.get('message'))}")
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            # Its exit code says nothing about the program then.
+            words = _line(condition.get("message")) or condition.get("reason", "")
+            return _trouble("Lost", f"its node gave it up: {words}; another one takes its place")
+    if status.get("reason") == "NodeLost":
+        return _trouble("Lost", _line(status.get("message")) or "its node does not answer")
     for state in status.get("containerStatuses", ()):
         if (waiting := state.get("state", {}).get("waiting")) and (reason := _WAITING.get(waiting.get("reason", ""))):
             ended = _ended(state.get("lastState", {}).get("terminated"), pod)
-            if reason == "CrashLoop" and ended is not None:
-                return ended
+            if reason == "CrashLoop":
+                return ended or _trouble(reason, "ends with exit code 0 again and again, and a server has to stay")
             what = f"image {str(state.get('image', '')).rpartition('@')[2][:19]}: " if reason == "ImagePull" else ""
             return _trouble(reason, f"{what}{_line(waiting.get('message')) or waiting['reason']}")
         if (ended := _ended(state.get("state", {}).get("terminated"), pod)) is not None:
@@ -91,12 +102,13 @@ def _ended(terminated: Mapping[str, Any] | None, pod: Mapping[str, Any]) -> Trou
     if terminated is None or (code := terminated.get("exitCode", 0)) == 0:
         return None
     if terminated.get("reason") == "OOMKilled":
-        limits = pod.get("spec", {}).get("containers", [{}])[0].get("resources", {}).get("limits", {})
+        main: Mapping[str, Any] = next(iter(pod.get("spec", {}).get("containers", ())), {})
+        limits = main.get("resources", {}).get("limits", {})
         bound = f"its limit of {limits['memory']}" if "memory" in limits else "the node has"
         return _trouble("OutOfMemory", f"was killed: it needed more memory than {bound}", code)
     if terminated.get("reason") in ("StartError", "ContainerCannotRun"):
         return _trouble("CannotStart", _line(terminated.get("message")), code)
-    signal = f"was killed by signal {code - 128}" if code > 128 else f"expected exit code 0, got {code}"
+    signal = f"was killed by signal {code - 128}" if code - 128 in SIGNALS else f"expected exit code 0, got {code}"
     return _trouble("ExitCode", signal, code)
 
 

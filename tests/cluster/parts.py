@@ -124,6 +124,7 @@ def commands(facts: Facts) -> dict[str, list[str]]:
             *_as_account(state, "controller-manager"),
             *(f"--service-account-private-key-file={pki}/accounts.key", f"--root-ca-file={pki}/ca.crt"),
             "--use-service-account-credentials=true",
+            f"--flex-volume-plugin-dir={state}/kubelet-plugins",
             # There is no other node to move pods to: one that was cut off for a while shall just go on.
             "--node-monitor-grace-period=5m",
             *("--kube-api-qps=200", "--kube-api-burst=400"),

@@ -61,7 +61,7 @@ class Story:
         self.image = done.stdout.strip()
         return self.image
 
-    def make_project(self) -> None:
+    def make_project(self, edit: Callable[[str], str] | None = None, *, files: Mapping[str, str | None] | None = None) -> None:
         """A person's clone of a repository that the node serves, and the keys of its controller."""
         self.place = project.make(self.clone, now=SystemClock().now())
         bare = self.node.new_bare(self.repository)
@@ -69,6 +69,10 @@ class Story:
         self._git("remote", "set-url", "origin", str(bare))
         self.place = project.Place(url=str(bare), state=self.place.state, trust=self.place.trust, work_tree=self.clone)
         make(self.folder / "keys")
+        if edit is not None:
+            self.push(edit, "Change the example\n")
+        if files is not None:
+            self.push_files({path: text.encode() if text is not None else None for path, text in files.items()}, "Change it\n")
 
     def prepare(self) -> None:
         """Namespaces that admit only restricted pods, and their Secrets."""
@@ -138,11 +142,15 @@ class Story:
 
     def push(self, edit: Callable[[str], str], message: str) -> None:
         """A person changes the axon and pushes."""
-        assert self.place is not None
-        key = SshKey.load(self.clone.with_name("digits.myelin") / "signer")
         pull(self.clone)
         text = edit((self.clone / "axons/digits/axon.yaml").read_text())
-        project.push_as(self.place, key, {"axons/digits/axon.yaml": text.encode()}, message, now=SystemClock().now())
+        self.push_files({"axons/digits/axon.yaml": text.encode()}, message)
+
+    def push_files(self, files: Mapping[str, bytes | None], message: str) -> None:
+        """A person changes files and pushes."""
+        assert self.place is not None
+        key = SshKey.load(self.clone.with_name("digits.myelin") / "signer")
+        project.push_as(self.place, key, dict(files), message, now=SystemClock().now())
 
     def push_worse(self) -> None:
         """A person pushes what looks fine in its own validation and is not."""
@@ -236,11 +244,10 @@ class Story:
         """The key that images are signed with, for cosign."""
         return shown(self.folder / "keys")["image"]
 
-    def verify_by_cosign(self, image: str, public: Path, *, is_new: bool) -> str:
-        """What cosign says of an image: of its bundle when new, else of its `.sig`."""
-        more = ["--trusted-root", str(self._trusted_root())] if is_new else ["--new-bundle-format=false"]
+    def verify_by_cosign(self, image: str, public: Path, *what: str) -> str:
+        """What cosign says of an image's signature, or of what else is asked for."""
         known = ["--key", str(public), "--insecure-ignore-tlog=true", "--allow-http-registry"]
-        return self.node.cosign("verify", *known, *more, image)
+        return self.node.cosign(*(what or ("verify",)), *known, "--trusted-root", str(self._trusted_root()), image)
 
     def _trusted_root(self) -> Path:
         place = self.folder / "trusted_root.json"
@@ -261,9 +268,7 @@ class Story:
         found = Story(self.node, place, tell=self._tell, repository=name, team=f"team-{name}")
         found.image = self.image
         if like is None:
-            found.make_project()
-            if edit is not None:
-                found.push(edit, "Change the example\n")
+            found.make_project(edit)
         else:
             found.take_over(like)
         self.namespaces.append(found.team)
