@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo cluster-demo test unit-test cluster-test check bench docs lock
+.PHONY: demo cluster-demo test unit-test cluster-test check bench cluster-bench docs lock
 
 $(VENV)/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+cluster-bench: $(VENV)/.test
+	$(BIN)/python -m tests.cluster.bench
 
 bench: $(VENV)/.run
 	$(BIN)/python benchmarks/run.py

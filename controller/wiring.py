@@ -226,6 +226,7 @@ def wire_in_cluster(
         admitted = f"{project.namespace}.{project.name}"
         shared.desk.admit(admitted, receivers, token=token, programs=programs)
         closing.callback(shared.desk.dismiss, admitted)
+        inbox.leave_address(state / "inbox", port=shared.desk.server_port, token=token)
         images = PythonImages(
             repository,
             layout,

@@ -3,7 +3,7 @@ knows of runs and deployed models, to be read.
 """
 
 from controller.inbox.desk import Desk
-from controller.inbox.local import fire, serve
+from controller.inbox.local import fire, leave_address, serve
 from controller.inbox.parsing import group_labels, number, result_line
 from controller.inbox.receivers import LARGEST_RESULT_BYTES, Admitted, Receivers
 
@@ -14,6 +14,7 @@ __all__ = [
     "Receivers",
     "fire",
     "group_labels",
+    "leave_address",
     "number",
     "result_line",
     "serve",

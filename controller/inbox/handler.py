@@ -184,11 +184,12 @@ class Handler(BaseHTTPRequestHandler):
             self._deny(*self._stranger(_TOKEN))
             return
         # Who has a token of one project learns nothing of others: what is another's and what is nobody's are answered alike.
-        if named not in (project.project, ANY_PROJECT) and project.project != ANY_PROJECT:
+        own = project.project.partition(".")[2]  # a cluster's is called `namespace.name`
+        if named not in (project.project, own, ANY_PROJECT) and project.project != ANY_PROJECT:
             raise DesiredStateError(f"project {named}: expected {project.project}", reason="NoSuchName")
         axon, sensor, trigger = parts[0], parts[1], parts[2] if len(parts) > 2 else ""
         if (look := project.receivers.newest()) is not None:  # what nothing is known of yet is kept, and looked at later
-            known = ANY_PROJECT if named == project.project else named
+            known = ANY_PROJECT if named in (project.project, own) else named
             check_target(look[0], project=known, axon=axon, sensor=sensor, trigger=trigger)
         data = json.loads(body or b"{}")
         data = data if isinstance(data, dict) else {"data": data}

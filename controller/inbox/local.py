@@ -35,12 +35,19 @@ def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Desk
     desk = _open(port, int(known.get("port", 0)))
     desk.admit(ANY_PROJECT, receivers, token=token, programs=programs)
     got = desk.server_port
-    handle = os.open(place.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"address": f"http://127.0.0.1:{got}", "port": got, "token": token, "programs": programs}, file)
-    place.with_suffix(".new").replace(place)
+    leave_address(folder, port=got, token=token, programs=programs)
     desk.start()
     return desk, f"http://127.0.0.1:{got}{programs_path(programs)}"
+
+
+def leave_address(folder: Path, **known: str | int) -> None:
+    """Leave port and secrets for `fire` and for the next start, readable by the owner alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / "address.json"
+    handle = os.open(place.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump({"address": f"http://127.0.0.1:{known['port']}", **known}, file)
+    place.with_suffix(".new").replace(place)
 
 
 def fire(folder: Path, path: str, body: bytes) -> str:

@@ -181,9 +181,13 @@ class Story:
 
     def services(self) -> dict[str, str]:
         """Name of a Service -> address that this machine reaches."""
+        return self.services_in(self.team)
+
+    def services_in(self, namespace: str) -> dict[str, str]:
+        """The same, of any namespace."""
         return {
             item["metadata"]["name"]: f"{item['spec']['clusterIP']}:{item['spec']['ports'][0]['port']}"
-            for item in self.get("services") or ()
+            for item in self.get("services", namespace=namespace) or ()
         }
 
     def url(self, version: str = "") -> str:

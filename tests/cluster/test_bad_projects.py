@@ -59,14 +59,20 @@ CASES = {
     "a-git-secret-without-a-password": Case(
         "SecretIncomplete", "expected the key password, got username", secrets={"git-credentials": {"password": ""}}
     ),
-    "a-wrong-git-password": Case("LoginRefused", "the server refuses this login", secrets={"git-credentials": {"password": "wrong"}}),
+    "a-wrong-git-password": Case(
+        "LoginRefused", "the server refuses this login", secrets={"git-credentials": {"password": "wrong"}}
+    ),
     "a-repository-that-does-not-exist": Case(
         "RepositoryGone",
         "there is no such repository",
         lambda story, spec: {**spec, "repository": {**spec["repository"], "url": story.node.git_url("nowhere")}},
     ),
     "a-project-without-registry": Case("RegistryMissing", "spec.registry.repository: expected host/path", without("registry")),
-    "a-registry-that-refuses": Case("RegistryRefused", "look at Secret a-registry-that-refuses/registry", secrets={"registry": {".dockerconfigjson": "wrong password"}}),
+    "a-registry-that-refuses": Case(
+        "RegistryRefused",
+        "look at Secret a-registry-that-refuses/registry",
+        secrets={"registry": {".dockerconfigjson": "wrong password"}},
+    ),
     "a-registry-secret-that-is-none": Case("BadSecret", "expected", secrets={"registry": {".dockerconfigjson": "{}"}}),
     "nobody-is-trusted": Case("Untrusted", "spec.trust.signers", changed("trust", signers=[])),
     "no-base-image": Case("BaseMissing", "expected a base image by digest", without("builder")),

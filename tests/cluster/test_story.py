@@ -261,7 +261,7 @@ def test_a_controller_killed_twenty_times_makes_the_same_commits(story: Story) -
                 pass
         if killed > 60:
             raise AssertionError(f"killed {killed} times and no version yet: {wild.troubles()}")
-        threading.Event().wait(chance.uniform(0.5, 9.0))
+        threading.Event().wait(chance.uniform(1.0, 16.0))
     story.wait("the wild version", lambda: wild.newest())
     assert wild.shares() == once.shares()
     assert wild.subjects() == once.subjects()
