@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ from controller.wiring import ClusterSurroundings, Waker, wire_in_cluster
 from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
 from policies.retries import pause_seconds
 from policies.terms.outcome import Outcome
+from policies.unbuilt import object_notes
 
 faults = logging.getLogger("myelin.faults")
 IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
@@ -239,6 +240,9 @@ class Fleet:
             if _place(other) == _place(mine):
                 words = f"{who} follows this repository and branch already; delete one of them, or follow another branch"
                 return Outcome(state="stalled", subject=name, reason="RepositoryTaken", message=words)
+            if _registry(other) == _registry(mine) != "":
+                words = f"{who} keeps its images in this registry repository already; give this Project one of its own"
+                return Outcome(state="stalled", subject=name, reason="RegistryTaken", message=words)
         return None
 
     def wake_all(self) -> None:
@@ -382,6 +386,10 @@ class Follower(threading.Thread):
         project = open_project(fleet.cluster, body)
         mirroring = Mirroring(fleet.cluster, fleet.seen, namespace=project.namespace, project=project.name, owner=project.owner)
         state = fleet.shared.state_of(project)
+        notes = [
+            Outcome(state="done", subject=self._name, reason="NoEffect", message=f"{why}, so this has no effect: {key}")
+            for why, key in object_notes(project.document)
+        ]
         with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_stir) as wired:
             self.is_settled = True
             note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
@@ -389,7 +397,7 @@ class Follower(threading.Thread):
                 self._began_at = time.monotonic()
                 report = run_pass(wired.following, wired.ports)
                 count(report)
-                troubles = mirroring.present(report, wired.ports.clock.now())
+                troubles = mirroring.present(replace(report, outcomes=(*notes, *report.outcomes)), wired.ports.clock.now())
                 write_status(state, report, wired)
                 self._began_at = None
                 self._told.tell((*report.outcomes, *troubles))
@@ -434,6 +442,10 @@ def _shown(url: str) -> str:
 def _age(body: Mapping[str, Any]) -> tuple[str, str, str]:
     meta = body["metadata"]
     return (str(meta.get("creationTimestamp", "")), str(meta["namespace"]), str(meta["name"]))
+
+
+def _registry(body: Mapping[str, Any]) -> str:
+    return str((body.get("spec", {}).get("registry") or {}).get("repository", ""))
 
 
 def _place(body: Mapping[str, Any]) -> tuple[str, str]:

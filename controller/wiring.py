@@ -42,6 +42,7 @@ from reconcilers.manifests.names import Placement
 from reconcilers.ports import Ports
 
 CLUSTER_POLL_SECONDS = 5.0
+CLUSTER_PATIENCE_SECONDS = 600.0
 CLUSTER_PLACES = 8
 """How many jobs of one project run at once where it does not say; the cluster's own limits come first."""
 
@@ -255,6 +256,7 @@ def wire_in_cluster(
             inbox=f"{shared.inbox}{programs_path(programs)}",
             base=spec.builder.base,
             engine="Kubernetes",
+            patience_seconds=CLUSTER_PATIENCE_SECONDS,
             places=spec.limits.max_concurrent_jobs or CLUSTER_PLACES,
         )
         following = Following(branch=spec.branch, pin=pin_of(project.trust, key.public()), around=around)

@@ -176,6 +176,7 @@ def _deploy(
         release_text=text,
         result=result,
         started_at=context.observed.recorded.deploying.get(context.id),
+        patience_seconds=context.around.patience_seconds,
     )
 
 

@@ -42,6 +42,8 @@ class Surroundings:
     """How many jobs may run at once where the project does not say; 0: no bound."""
     engine: Literal["one machine", "Kubernetes"] = "one machine"
     """What runs jobs and servers; it decides what of a manifest has an effect."""
+    patience_seconds: float = 120.0
+    """How long a version's servers may take to answer; nodes may have to pull their images first."""
     kept_versions: int = 3
     """How many versions keep their own URL besides those with traffic."""
 

@@ -14,6 +14,7 @@ from policies.terms.project import Project
 
 ON_KUBERNETES = "only Kubernetes can do this"
 CLUSTER_ONLY = "only the Project object of a cluster can say this"
+ONLY_REPOSITORY = "only myelin.yaml in the repository can say this"
 OUTSIDE = "only a pin from outside of the repository, in the trust file or the Project object, can say this"
 
 
@@ -168,6 +169,8 @@ def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
         for name, value in (("nodeSelector", body.node_selector), ("resources", body.resources)):
             if value and elsewhere:
                 yield elsewhere, f"{name} of {task.name}"
+            elif value and task.deploy is not None:
+                yield _missing("resources and places of servers"), f"{name} of {task.name}"
         if body.image_build is not None and body.image_build.s2i is not None and body.image_build.s2i.builder_image:
             yield _missing("builds in builder images"), f"builderImage of {task.name}"
         if task.train is not None:
@@ -186,6 +189,17 @@ def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
                 yield _missing("shadows without comparison"), f"explainShadow of {entry.deployer.name}"
             if entry.rollback is not None and entry.env:
                 yield _missing("programs of rollbacks"), f"env of {sensor.name}"
+
+
+def object_notes(project: Project) -> Iterator[tuple[str, str]]:
+    """(why, key) for what the Project object of a cluster asks for in vain."""
+    spec = project.spec
+    for name in ("paths", "write_back", "policies"):
+        if name in spec.model_fields_set:
+            yield ONLY_REPOSITORY, f"spec.{'writeBack' if name == 'write_back' else name}"
+    for part, known in ((spec.builder, {"base"}), (spec.limits, {"max_concurrent_jobs"})):
+        for name in sorted(part.model_fields_set - known):
+            yield ONLY_REPOSITORY, f"{'spec.builder' if part is spec.builder else 'spec.limits'}.{name}"
 
 
 def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]:

@@ -14,9 +14,6 @@ from policies.terms.release import Release
 from policies.terms.version import Version
 from reconcilers.ports import Ports
 
-READY_WITHIN = timedelta(seconds=120)
-"""How long a version's servers may take to answer before it is given up."""
-
 
 def deploy(step: Deploy, ports: Ports, *, now: datetime) -> Result:
     """Start a version's servers; when all answer, ask for the commit that lets it in."""
@@ -31,7 +28,7 @@ def deploy(step: Deploy, ports: Ports, *, now: datetime) -> Result:
         statements = () if step.started_at else (deploying_statement(step.axon, step.result.id, step.version.metadata.name),)
         state = states.get(waiting[0])
         words = state.message if state is not None and state.message else "starting"
-        if now - since > READY_WITHIN:
+        if now - since > timedelta(seconds=step.patience_seconds):
             return _give_up(step, subject, words, ports)
         outcome = Outcome(state="waiting", subject=subject, reason="Starting", message=f"{waiting[0]}: {words}")
         return Result(outcome=outcome, statements=statements)
@@ -103,7 +100,7 @@ def release_text(release: Release, before: bytes, ports: Ports) -> bytes:
 
 
 def _give_up(step: Deploy, subject: str, words: str, ports: Ports) -> Result:
-    message = f"expected an answer within {READY_WITHIN.seconds} s, got none: {words}"
+    message = f"expected an answer within {step.patience_seconds:.0f} s, got none: {words}"
     for server in step.servers:
         ports.engine.retire(server.name)
     ended = replace(step.result, state="Failed", reason="NotReady", message=f"{step.version.metadata.name}: {message}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from policies.errors import ConflictError, OutsideError
+from policies.records import event_statement
 from policies.terms.desired import DesiredState
 from policies.terms.outcome import Change, Outcome, Result
 from policies.writeback import check_changes, message
@@ -37,9 +38,17 @@ def push(desired: DesiredState, results: Sequence[Result], ports: Ports, *, now:
         return outcomes
     try:
         ports.ledger.push()
+        _let_go(ports)
     except OutsideError as error:
         outcomes.append(Outcome(state="waiting", subject="ledger", reason=error.reason, message=error.message))
     return outcomes
+
+
+def _let_go(ports: Ports) -> None:
+    """Forget events that came in by HTTP once their record has left this machine: until then the inbox keeps them too."""
+    if received := {event_statement(event).key: event.id for event in ports.inbox.received()}:
+        known = {entry.statement.key for entry in ports.ledger.entries()}
+        ports.inbox.taken([identity for key, identity in received.items() if key in known])
 
 
 def _apart(changes: Sequence[Change]) -> list[Change]:

@@ -13,8 +13,6 @@ from reconcilers.ports import Ports
 def event(step: RecordEvent, ports: Ports) -> Result:
     """Write down that something happened."""
     ports.ledger.record([event_statement(step.event)])
-    if step.event.kind == "Rest":
-        ports.inbox.taken([step.event.id])
     return _done(f"{step.axon}/{step.event.sensor}", "EventRecorded", step.reason)
 
 

@@ -6,6 +6,7 @@ goes on where the ledger ends, and starts nothing twice, because a trial's job i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +20,7 @@ from policies.records import ask_statement, task_statement, tell_statement
 from policies.terms.outcome import Outcome, Result
 from policies.terms.plan import Tune
 from policies.terms.task import JobSpec, JobState
-from policies.terms.trial import Ask, Experiment, Tell, TrialRun
+from policies.terms.trial import Ask, Tell, TrialRun
 from reconcilers.ports import Ports
 from reconcilers.train import reported_loss, reported_metrics, since
 
@@ -59,7 +60,7 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
         if not due:
             break
         places = places - 1 if places is not None else None
-        ask = _ask(step.experiment, due[0], asked, told, ports)
+        ask = _ask(step, due[0], asked, told, ports, jobs)
         ports.ledger.record([ask_statement(step.axon, step.experiment.id, ask)])
         asked.append(ask)
         ports.engine.start(trial_job(step, ask))
@@ -84,7 +85,7 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
 
 def trial_job(step: Tune, ask: Ask) -> JobSpec:
     """The job of one trial at one rung, named by them."""
-    name = object_name(step.axon, step.task, short_name(trial_run_id(step.experiment.id, ask.run.trial, ask.run.rung)))
+    name = _trial_name(step, ask.run)
     config = typed(step.experiment, ask.config)
     env = {**step.job.env, "HPO_PARAMS": hpo_params(ask.run, config, integer_budgets=step.experiment.integer_budgets)}
     env["MYELIN_POD_NAME"] = name
@@ -95,17 +96,33 @@ def trial_job(step: Tune, ask: Ask) -> JobSpec:
         name=name,
         args=trial_args(ask.run, config, integer_budgets=step.experiment.integer_budgets),
         env=env,
-        labels={**step.job.labels, "trial": ask.run.trial, "rung": str(ask.run.rung)},
+        labels={
+            **step.job.labels,
+            "trial": ask.run.trial,
+            "rung": str(ask.run.rung),
+            "config": json.dumps({"config": dict(ask.config), "origin": ask.origin}, sort_keys=True),
+        },
     )
 
 
-def _ask(experiment: Experiment, run: TrialRun, asks: Sequence[Ask], tells: Sequence[Tell], ports: Ports) -> Ask:
+def _trial_name(step: Tune, run: TrialRun) -> str:
+    return object_name(step.axon, step.task, short_name(trial_run_id(step.experiment.id, run.trial, run.rung)))
+
+
+def _ask(
+    step: Tune, run: TrialRun, asks: Sequence[Ask], tells: Sequence[Tell], ports: Ports, jobs: Mapping[str, JobState]
+) -> Ask:
     for ask in asks:
         if ask.run.trial == run.trial:
             return Ask(run=run, config=ask.config, origin="promoted")
+    # A trial that runs already, whose ask was lost with a disk before it was pushed, says itself what it was started with.
+    running = jobs.get(_trial_name(step, run))
+    if running is not None and "config" in running.labels:
+        found = json.loads(running.labels["config"])
+        return Ask(run=run, config=found["config"], origin=found["origin"])
     configs = {ask.run.trial: ask.config for ask in asks}
     history: list[tuple[Tell, Mapping[str, Any]]] = [(tell, configs[tell.run.trial]) for tell in tells]
-    config, origin = ports.sampler.suggest(experiment, history, run.number)
+    config, origin = ports.sampler.suggest(step.experiment, history, run.number)
     return Ask(run=run, config=config, origin=origin)  # type: ignore[arg-type]
 
 

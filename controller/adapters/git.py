@@ -475,9 +475,7 @@ def _pushed(branch: str, parent: str, url: str, text: str) -> OutsideError:
     if any(word in lowered for word in _LOST):
         return ConflictError(f"push to {branch}: remote moved from {parent[:12] or 'nothing'} while we wrote; looking again")
     if any(word in lowered for word in _NO):
-        return RefusedError(
-            f"push to {branch} of {url}: refused: {_last_words(text)}; allow it, or use writeBack.mode pull-request"
-        )
+        return RefusedError(f"push to {branch} of {url}: refused: {_last_words(text)}; let this user push there")
     return SilentError(f"push to {branch} of {url}: {_last_words(text)}")
 
 

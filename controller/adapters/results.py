@@ -1,7 +1,7 @@
 """What a job brings back, as one tar file, and the address that it brings it to.
 
 The tar comes from a program that nobody watched, so it is read by a reader of its own that takes only what
-`runtime/myelin/job.py` writes: it never holds a file in memory, makes no link, and writes nothing outside of its folder.
+`runtime/myelin/job/` writes: it never holds a file in memory, makes no link, and writes nothing outside of its folder.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository
 from controller.adapters.ledger import BRANCH, read_branch
 from controller.adapters.oci.layout import Layout
+from controller.answers import in_cluster
 from controller.keyring import public_keys
 from controller.project import Place
 from controller.trustfile import CONTROLLER, pin_of, read_trust, signers_of
@@ -68,20 +68,7 @@ class Opened:
 
 def store_of(place: Place) -> Layout:
     """Where a project's images and artifacts are: its state folder, and behind it, in the pod that follows it, the registry."""
-    folder = place.state / "store"
-    note = place.state / "place.json"
-    if "KUBERNETES_SERVICE_HOST" not in os.environ or not note.exists():
-        return Layout(folder)
-    from controller.adapters.cluster import PROJECT, Cluster
-    from controller.adapters.oci.mirrored import MirroredLayout
-    from controller.adapters.oci.registry import Registry
-    from controller.projects import open_project
-
-    cluster = Cluster()
-    body = cluster.get(PROJECT, place.state.parent.name, place.state.name)
-    if body is None:
-        return Layout(folder)
-    return MirroredLayout(folder, Registry(open_project(cluster, body).access))
+    return in_cluster.store(place) if in_cluster.is_here(place) else Layout(place.state / "store")
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from controller.adapters.engine_local.supervise import born
+from controller.answers import in_cluster
+from controller.answers.in_cluster import Printed
 from controller.answers.opened import opened
 from controller.project import Place
 from policies.errors import DesiredStateError, SilentError
@@ -76,25 +78,32 @@ def logs(place: Place, name: str) -> list[tuple[str, str]]:
     Raises:
         DesiredStateError: There is none; says which there are.
     """
-    found: list[tuple[float, str, str]] = []
-    known = []
-    for folder in (place.state / "engine/jobs", place.state / "engine/servers"):
-        for place_of_one in sorted(folder.iterdir()) if folder.is_dir() else ():
-            log, labels = place_of_one / "output.log", _labels(place_of_one)
-            known.append(place_of_one.name)
-            names = {place_of_one.name, labels.get("run"), labels.get("taskRun"), labels.get("version")}
-            names |= {
-                f"{labels.get('axon')}/{labels.get('task')}",
-                f"{labels.get('axon')}/{labels.get('task')}/{labels.get('trial')}",
-            }
-            if name in names and log.exists():
-                found.append((log.stat().st_mtime, place_of_one.name, log.read_text(errors="replace")))
+    found, known = [], []
+    for item in in_cluster.printed(place) if in_cluster.is_here(place) else _printed(place):
+        labels = item.labels
+        known.append(item.name)
+        names = {item.name, labels.get("run"), labels.get("taskRun"), labels.get("version")}
+        names |= {
+            f"{labels.get('axon')}/{labels.get('task')}",
+            f"{labels.get('axon')}/{labels.get('task')}/{labels.get('trial')}",
+        }
+        if name in names:
+            found.append((item.at, item.name, item.text))
     if not found:
         shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
         raise DesiredStateError(
             f"logs of {name}: expected AXON/TASK, AXON/TASK/TRIAL, a version, or one of {shown or 'none yet'}"
         )
     return [(job, text) for _, job, text in sorted(found)]
+
+
+def _printed(place: Place) -> Iterator[Printed]:
+    for folder in (place.state / "engine/jobs", place.state / "engine/servers"):
+        for one in sorted(folder.iterdir()) if folder.is_dir() else ():
+            log = one / "output.log"
+            if log.exists():
+                text = log.read_text(errors="replace")
+                yield Printed(name=one.name, at=log.stat().st_mtime, labels=_labels(one), text=text)
 
 
 def _labels(folder: Path) -> Mapping[str, str]:

@@ -109,6 +109,8 @@ class Deploy(Step):
     result: TaskRun
     started_at: datetime | None
     """Since when its servers are being started."""
+    patience_seconds: float = 120.0
+    """How long they may take to answer before the version is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,8 +58,8 @@ def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Seque
     env |= {f"DATA_PATH_{task}": f"{WORK}/{f'earlier/{task}' if task in own else 'data'}/" for task in spec.earlier_data}
     if spec.event is not None:
         text = canonical(dict(spec.event)).decode()
-        if len(text) > LARGEST_EVENT_BYTES:
-            words = f"event of {spec.task}: expected at most {LARGEST_EVENT_BYTES} bytes on Kubernetes, got {len(text)}"
+        if (size := len(text.encode())) > LARGEST_EVENT_BYTES:
+            words = f"event of {spec.task}: expected at most {LARGEST_EVENT_BYTES} bytes on Kubernetes, got {size}"
             raise DesiredStateError(f"{words}; send an address of what it is about", reason="EventTooBig")
         env["EVENT_PATH"] = f"{WORK}/report/event.json"
         env["MYELIN_JOB_EVENT"] = text

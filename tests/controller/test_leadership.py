@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,7 +56,8 @@ class Line(FakeCluster):
         """How long the next answers take."""
         self.is_lost = False
         """Whether what is written arrives, and its answer does not."""
-        self.before_write: Callable[[], object] | None = None
+        self.before_write: Callable[[], object] = lambda: None
+        self.after_write: Callable[[], object] = lambda: None
 
     def get(self, *given: Any) -> Any:
         found = super().get(*given)
@@ -69,10 +71,9 @@ class Line(FakeCluster):
         return self._write(super().replace, *given)
 
     def _write(self, write: Callable[..., Any], *given: Any) -> Any:
-        deed, self.before_write = self.before_write, None
-        if deed is not None:
-            deed()
+        self.before_write()
         done = write(*given)
+        self.after_write()
         self._wait()
         if self.is_lost:
             raise SILENT
@@ -311,13 +312,13 @@ def test_who_saw_lately_that_another_leads_is_in_touch(world: World) -> None:
 
 steps = st.tuples(
     st.sampled_from("ab"),
-    st.sampled_from(["", "", "", "get", "replace", "lost", "overtaken"]),
+    st.sampled_from(["", "", "", "get", "replace", "lost", "overtaken", "watched"]),
     st.lists(st.floats(0, 25), max_size=2),
     st.floats(0, 6),
 )
 
 
-@given(st.lists(steps, max_size=40))
+@given(st.lists(steps, min_size=5, max_size=40))
 def test_there_is_never_more_than_one_leader(history: list[tuple[str, str, list[float], float]]) -> None:
     world = World()
     with pytest.MonkeyPatch.context() as patch:
@@ -328,10 +329,12 @@ def test_there_is_never_more_than_one_leader(history: list[tuple[str, str, list[
             if trouble in ("get", "replace"):
                 line.fail(trouble, SILENT)
             if trouble == "overtaken":
-                world.lines[other].delays = []
-                line.before_write = lambda other=other: world.look(other)
+                line.before_write = partial(world.look, other)
+            if trouble == "watched":
+                line.after_write = partial(world.look, other)
             world.look(name)
-            line.before_write, line.is_lost = None, False
+            line.before_write = line.after_write = lambda: None
+            line.delays, line.is_lost = [], False
             assert world.leaders() in ("", "a", "b")
             world.hand.seconds += pause
             assert world.leaders() in ("", "a", "b")
