@@ -8,7 +8,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller import inbox
@@ -28,6 +28,7 @@ from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Registry
 from controller.adapters.results import programs_path
 from controller.adapters.sampler import BohbSampler
+from controller.adapters.sampler_apart import SamplerApart
 from controller.adapters.spool import Spool
 from controller.inbox import Desk
 from controller.keyring import controller_key, image_key, keep_public
@@ -39,7 +40,7 @@ from policies.jobs import Surroundings
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
 from reconcilers.manifests.names import Placement
-from reconcilers.ports import Ports
+from reconcilers.ports import Ports, Sampler
 
 CLUSTER_POLL_SECONDS = 5.0
 CLUSTER_PATIENCE_SECONDS = 600.0
@@ -138,6 +139,7 @@ class ClusterSurroundings:
     """The inbox's address for pods, `http://myelin.system.svc:8090`."""
     state: Path
     """Folder with one folder for each project."""
+    sampler: Sampler = field(default_factory=SamplerApart)
 
     def state_of(self, project: ProjectObject) -> Path:
         """Where a project's caches and write-ahead log lie."""
@@ -243,7 +245,7 @@ def wire_in_cluster(
             ledger=ledger,
             engine=engine,
             images=images,
-            sampler=BohbSampler(),
+            sampler=shared.sampler,
             metrics=metrics,
             inbox=spool,
             keys=key,

@@ -65,7 +65,8 @@ def deployment(spec: ServerSpec, placement: Placement, *, image: Digest, entrypo
             "livenessProbe": {**check, "periodSeconds": 10, "failureThreshold": 6, "timeoutSeconds": 5},
         },
     )
-    annotations = {LABELS: encoded(spec.labels), SPEC: str(identity(spec)), IMAGE: str(spec.image)}
+    # Not the labels, which name the config: each change of an annotation here is a new generation of the Deployment.
+    annotations = {SPEC: str(identity(spec)), IMAGE: str(spec.image)}
     return {
         "metadata": metadata(placement, name, kind, shown=spec.name, annotations=annotations),
         "spec": {
@@ -86,8 +87,9 @@ def deployment(spec: ServerSpec, placement: Placement, *, image: Digest, entrypo
 
 def service(spec: ServerSpec, placement: Placement) -> dict[str, Any]:
     """The Service, whose name is the server's address."""
+    annotations = {LABELS: encoded(spec.labels)}
     return {
-        "metadata": metadata(placement, kube_name(spec.name), kind_of(spec), shown=spec.name),
+        "metadata": metadata(placement, kube_name(spec.name), kind_of(spec), shown=spec.name, annotations=annotations),
         "spec": {
             "selector": {NAME: spec.name, KIND: kind_of(spec)},
             "ports": [{"name": "http", "port": PORT, "targetPort": PORT, "protocol": "TCP"}],

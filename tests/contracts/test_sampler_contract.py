@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import numpy
 import pytest
 
 from controller.adapters.sampler import BohbSampler
+from controller.adapters.sampler_apart import SamplerApart
 from policies.canonical import canonical
 from policies.terms.trial import Experiment, Parameter, Tell, TrialRun
 from reconcilers.ports import Sampler
@@ -33,10 +34,19 @@ Optimiser = Literal["BOHB", "HyperBand", "RandomSearch"]
 History = Sequence[tuple[Tell, Mapping[str, Any]]]
 
 
-@pytest.fixture(params=[FakeSampler, BohbSampler], ids=["fake", "real"])
+@pytest.fixture(scope="module")
+def apart() -> Iterator[SamplerApart]:
+    made = SamplerApart()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["fake", "real", "apart"])
 def sampler(request: pytest.FixtureRequest) -> Sampler:
-    made: Sampler = request.param()
-    return made
+    if request.param == "apart":
+        made: Sampler = request.getfixturevalue("apart")
+        return made
+    return FakeSampler() if request.param == "fake" else BohbSampler()
 
 
 def experiment(parameters: tuple[Parameter, ...] = EVERY, *, optimiser: Optimiser = "BOHB", seed: int = 7) -> Experiment:

@@ -29,6 +29,8 @@ STATUS = {
     )
     for kind in DEFINITIONS
 }
+SYSTEM = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "deletionTimestamp")
+"""What only the server notes on an object."""
 Key = tuple[str, str, str]
 Path = tuple[str, ...]
 Writer = tuple[str, str, str]
@@ -47,6 +49,8 @@ class FakeCluster:
         self.objects: dict[Key, dict[str, Any]] = {}
         self.calls: list[str] = []
         """Every call, as `apply Axon digits`."""
+        self.warned: list[str] = []
+        """Keys of a status that its definition lacks, as `Release outcomes`; each was dropped."""
         self.printed: dict[tuple[str, str, bool], str] = {}
         """Namespace, pod and whether an earlier container -> what it printed."""
         self._owned: dict[Key, dict[Writer, set[Path]]] = {}
@@ -95,7 +99,9 @@ class FakeCluster:
         key = (kind.kind, namespace, name)
         if key not in self.objects:
             return None
-        kept = {part: value for part, value in copy.deepcopy(dict(status)).items() if part in STATUS.get(kind.kind, status)}
+        unknown = set(status) - STATUS.get(kind.kind, set(status))
+        self.warned += [f"{kind.kind} {part}" for part in sorted(unknown)]
+        kept = {part: value for part, value in copy.deepcopy(dict(status)).items() if part not in unknown}
         return self._apply(key, kind, {"status": kept}, (MANAGER, "Apply", "status"))
 
     def merge(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -112,8 +118,9 @@ class FakeCluster:
         key = (kind.kind, meta["namespace"], meta["name"])
         if key in self.objects:
             raise ConflictError(f"cluster: POST {kind.plural}: {meta['name']} already exists")
+        own = {part: item for part, item in copy.deepcopy(dict(meta)).items() if part not in SYSTEM}
         after = {**copy.deepcopy(dict(manifest)), **self._new(key, kind)}
-        after["metadata"] = {**copy.deepcopy(dict(meta)), **after["metadata"]}
+        after["metadata"] = {**own, **after["metadata"]}
         return self._store(key, after, (MANAGER, "Update", ""))
 
     def replace(self, kind: Kind, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,9 +134,7 @@ class FakeCluster:
             raise RefusedError(f"cluster: PUT {kind.plural}: resourceVersion must be specified for an update", reason="Invalid")
         if meta["resourceVersion"] != before["metadata"]["resourceVersion"]:
             raise ConflictError(f"cluster: PUT {kind.plural}: the object {meta['name']} has been modified")
-        own = {
-            part: before["metadata"][part] for part in ("uid", "creationTimestamp", "generation") if part in before["metadata"]
-        }
+        own = {part: item for part, item in before["metadata"].items() if part in SYSTEM}
         after = {**copy.deepcopy(dict(manifest)), "apiVersion": kind.api, "kind": kind.kind}
         after["metadata"] |= own
         after |= {"status": before["status"]} if "status" in before else {}
@@ -243,7 +248,7 @@ def _merged(value: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[Path]:
     kind = str(before["kind"])
     known, found = dict(_leaves(kind, before)), dict(_leaves(kind, after))
-    notes = {("metadata", part) for part in ("resourceVersion", "generation", "managedFields", "uid", "creationTimestamp")}
+    notes = {("metadata", part) for part in SYSTEM}
     return {path for path in known.keys() | found.keys() if path not in notes and known.get(path) != found.get(path)}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ LOOK_SECONDS = 0.2
 """How long one look at the cluster counts where nobody tells of changes: a pass asks often, and the answer is the same."""
 CALM_SECONDS = 10.0
 """How long one counts where watches tell of changes by `stir`; a watch that misses one is made good by then."""
+STIRRED_SECONDS = 0.1
+"""How long one counts even so: a pass that starts many jobs stirs with each, and need not list them all each time."""
 LOG_LINES = 5000
 REFUSED_AFTER_SECONDS = 2.0
 """A Job without a pod for so long is asked for why."""
@@ -40,17 +43,21 @@ class Compose(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Look:
-    """What one look at the cluster found; jobs and servers by their own names."""
+    """What one look at the cluster found, and what we wrote since; jobs and servers by their own names."""
 
     at: float
-    jobs: Mapping[str, dict[str, Any]]
-    pods: Mapping[str, list[dict[str, Any]]]
+    stirred: int
+    """How often the cluster had changed by then."""
+    jobs: dict[str, dict[str, Any]]
+    pods: dict[str, list[dict[str, Any]]]
     """By the uid of their Job, or the name of their server."""
-    deployments: Mapping[str, dict[str, Any]]
-    services: Mapping[str, dict[str, Any]]
-    configs: Mapping[str, dict[str, Any]]
+    deployments: dict[str, dict[str, Any]]
+    services: dict[str, dict[str, Any]]
+    configs: dict[str, dict[str, Any]]
+    states: Mapping[str, JobState] | None = None
+    """The jobs' states, once somebody asked for them."""
 
 
 class ClusterEngine:
@@ -92,7 +99,6 @@ class ClusterEngine:
     def stir(self) -> None:
         """Something changed in the cluster: the next question is asked there anew."""
         self._stirred += 1
-        self._seen = None
 
     def start(self, spec: JobSpec) -> None:
         """Start a job, unless one of that name runs or ended already."""
@@ -102,21 +108,25 @@ class ClusterEngine:
         url = f"{self._placement.inbox}{job_path(self._programs, spec.name)}"
         manifest = jobs.job(spec, self._placement, image=image, entrypoint=self._entrypoint(spec.image), result_url=url)
         try:
-            self._cluster.apply(JOB, manifest)
+            made = self._cluster.apply(JOB, manifest)
         except RefusedError as error:
             # A Job cannot be changed: where one is there that an earlier controller made with another address, it counts.
-            if error.reason != "Invalid" or self._cluster.get(JOB, self._placement.namespace, job_name(spec.name)) is None:
+            there = self._cluster.get(JOB, self._placement.namespace, job_name(spec.name))
+            if error.reason != "Invalid" or there is None:
                 raise
-        self.stir()
+            made = there
+        self._note(lambda look: look.jobs.__setitem__(spec.name, made))
 
     def jobs(self) -> Mapping[str, JobState]:
         """All jobs, by name."""
         look = self._look()
-        found = {name: replace(ended.state, is_freed=True) for name, ended in self._kept_jobs.all_ended().items()}
-        for name, item in look.jobs.items():
-            if name not in found:
-                found[name] = self._job_state(name, item, look)
-        return dict(sorted(found.items()))
+        if look.states is None:
+            found = {name: ended.state for name, ended in self._kept_jobs.all_ended().items()}
+            for name, item in look.jobs.items():
+                if name not in found:
+                    found[name] = self._job_state(name, item, look)
+            look.states = dict(sorted(found.items()))
+        return look.states
 
     def collect(self, name: str) -> Mapping[str, Digest]:
         """What a succeeded job brought back."""
@@ -133,8 +143,9 @@ class ClusterEngine:
         if found is None or jobs.is_over(found) or _is_stopped(found):
             return
         patch = {"metadata": {"annotations": {STOPPED: self._clock.now().isoformat()}}, "spec": {"suspend": True}}
-        self._cluster.merge(JOB, self._placement.namespace, found["metadata"]["name"], patch)
-        self.stir()
+        changed = self._cluster.merge(JOB, self._placement.namespace, found["metadata"]["name"], patch)
+        if changed is not None:
+            self._note(lambda look: look.jobs.__setitem__(name, changed))
 
     def clean(self, name: str) -> None:
         """Delete a Job that ended; what it printed and reported stays."""
@@ -146,9 +157,9 @@ class ClusterEngine:
             state = self._job_state(name, found, look)
             if state.phase == "running":
                 return
-            self._kept_jobs.end(name, Ended(state=state, log=self.logs(name)))
+            self._kept_jobs.end(name, Ended(state=replace(state, is_freed=True), log=self.logs(name)))
         self._cluster.delete(JOB, self._placement.namespace, found["metadata"]["name"])
-        self.stir()
+        self._note(lambda look: look.jobs.pop(name, None))
 
     def remove(self, name: str) -> None:
         """Forget a job."""
@@ -156,7 +167,7 @@ class ClusterEngine:
             self._cluster.delete(JOB, self._placement.namespace, job_name(name), grace_seconds=0)
         self._kept_jobs.forget(name)
         self._ended.pop(name, None)
-        self.stir()
+        self._note(lambda look: look.jobs.pop(name, None))
 
     def logs(self, name: str, *, last_bytes: int = 65536) -> str:
         """The end of what a job or server printed."""
@@ -206,7 +217,9 @@ class ClusterEngine:
             self._kept_servers.keep_log(name, self._printed(going), [_name(pod) for pod in going])
         for part, kind in (("config", CONFIG_MAP), ("service", SERVICE), ("deployment", DEPLOYMENT)):
             if part in wanted and (before is None or before.get(part) != wanted[part] or _drift(before, name, look, part)):
-                self._cluster.apply(kind, wanted[part])
+                known = {"config": "configs", "service": "services", "deployment": "deployments"}[part]
+                applied = self._cluster.apply(kind, wanted[part])
+                self._note(partial(_take, known=known, name=name, found=applied))
         if config is not None and (before is None or before.get("config") != config):
             # A pod that changes is looked at by its node at once, and gets the new config with it.
             digest = str(serving.identity(spec))[:20] + str(spec.labels.get("config", ""))[-20:]
@@ -214,7 +227,6 @@ class ClusterEngine:
                 patch = {"metadata": {"annotations": {CONFIG: digest}}}
                 self._cluster.merge(POD, self._placement.namespace, pod["metadata"]["name"], patch)
         self._kept_servers.apply(name, wanted)
-        self.stir()
 
     def servers(self) -> Mapping[str, ServerState]:
         """All servers, by name; one that was changed by hand is said to be starting, so that it is put back."""
@@ -228,13 +240,21 @@ class ClusterEngine:
         for kind, known in ((DEPLOYMENT, look.deployments), (SERVICE, look.services), (CONFIG_MAP, look.configs)):
             if name in known:
                 self._cluster.delete(kind, self._placement.namespace, kube_name(name))
+                known.pop(name)
         self._kept_servers.forget(name)
-        self.stir()
+
+    def _note(self, change: Callable[[_Look], object]) -> None:
+        """Take what a write of our own came to into the last look, so that nobody has to ask for it."""
+        if self._seen is not None:
+            change(self._seen)
+            self._seen.states = None
 
     def _look(self, *, longest: float | None = None) -> _Look:
         seen = self._seen
-        if seen is not None and time.monotonic() - seen.at < (self._longest if longest is None else longest):
-            return seen
+        if seen is not None:
+            longest = self._longest if longest is None else longest
+            if time.monotonic() - seen.at < (longest if seen.stirred == self._stirred else min(longest, STIRRED_SECONDS)):
+                return seen
         at, stirred = time.monotonic(), self._stirred
         pods: dict[str, list[dict[str, Any]]] = {}
         for pod in self._list(POD, "job", "server", "proxy"):
@@ -242,16 +262,15 @@ class ClusterEngine:
             owners = pod["metadata"].get("ownerReferences", ())
             key = str(owners[0]["uid"]) if labels[KIND] == "job" and owners else str(labels[NAME])
             pods.setdefault(key, []).append(pod)
-        found = _Look(
+        self._seen = found = _Look(
             at=at,
+            stirred=stirred,
             jobs=_by_name(self._list(JOB, "job")),
             pods=pods,
             deployments=_by_name(self._list(DEPLOYMENT, "server", "proxy")),
             services=_by_name(self._list(SERVICE, "server", "proxy")),
             configs=_by_name(self._list(CONFIG_MAP, "server", "proxy")),
         )
-        if stirred == self._stirred:  # else something changed while we looked
-            self._seen = found
         return found
 
     def _list(self, kind: Kind, *kinds: str) -> list[dict[str, Any]]:
@@ -323,7 +342,7 @@ class ClusterEngine:
             phase="starting",
             address=serving.address(name, self._placement),
             image=Digest(meta.get("annotations", {}).get(IMAGE, "")),
-            labels=decoded(meta),
+            labels=decoded((look.services.get(name) or {}).get("metadata", {})),
         )
         if found is None:
             return replace(state, phase="failed", reason="Drifted", message="its Deployment is gone")
@@ -372,6 +391,10 @@ class ClusterEngine:
 
 def _by_name(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {str(item["metadata"]["labels"][NAME]): item for item in items if "deletionTimestamp" not in item["metadata"]}
+
+
+def _take(look: _Look, *, known: str, name: str, found: dict[str, Any]) -> None:
+    getattr(look, known)[name] = found
 
 
 def _name(found: Mapping[str, Any]) -> str:
