@@ -15,6 +15,7 @@ from typing import Any
 import kopf
 
 STOP_LOOK_SECONDS = 0.1
+ASK_AGAIN_SECONDS = 5.0
 FINALIZER = "myelin.io/finalizer"
 OURS = {"myelin.io/kind": kopf.PRESENT}
 GROUP, VERSION = "myelin.io", "v1alpha1"
@@ -28,10 +29,10 @@ class Callbacks:
     """A Project as it is now, and whether it is gone."""
     mirror: Callable[[str, Mapping[str, Any], bool], None]
     """Kind of an Axon, Release or Version, as it is now, and whether it is gone."""
-    work: Callable[[str], None]
-    """Namespace in which a Job, or something that serves, changed."""
-    removed: Callable[[str, str], None]
-    """Namespace and name of a Project that is being deleted; returns when nothing acts on it any more."""
+    work: Callable[[str, Mapping[str, Any], bool], None]
+    """Plural kind of a Job, pod, or something that serves, as it is now, and whether it is gone."""
+    removed: Callable[[str, str], bool]
+    """Namespace and name of a Project that is being deleted; whether nothing acts on it any more."""
 
 
 def watch(callbacks: Callbacks, namespaces: Sequence[str], stop: threading.Event, *, kubeconfig: bool = False) -> None:
@@ -89,8 +90,8 @@ def _registry(callbacks: Callbacks, kubeconfig: bool) -> kopf.OperatorRegistry:
 
     def working(group: str, version: str, plural: str) -> None:
         @kopf.on.event(group, version, plural, labels=OURS, registry=registry, id=f"work-{plural}")
-        async def work(namespace: str | None, **_: Any) -> None:
-            callbacks.work(namespace or "")
+        async def work(event: kopf.RawEvent, **_: Any) -> None:
+            callbacks.work(plural, dict(event["object"]), event["type"] == "DELETED")
 
     for group, version, plural in (
         ("batch", "v1", "jobs"),
@@ -103,7 +104,8 @@ def _registry(callbacks: Callbacks, kubeconfig: bool) -> kopf.OperatorRegistry:
 
     @kopf.on.delete(GROUP, VERSION, "projects", registry=registry)
     async def removed(namespace: str | None, name: str, **_: Any) -> None:
-        await asyncio.to_thread(callbacks.removed, namespace or "", name)
+        if not await asyncio.to_thread(callbacks.removed, namespace or "", name):
+            raise kopf.TemporaryError("its last pass has not ended yet", delay=ASK_AGAIN_SECONDS)
 
     kopf.on.login(registry=registry)(kopf.login_with_kubeconfig if kubeconfig else kopf.login_with_service_account)
     return registry

@@ -6,6 +6,7 @@ answered. Source: the rules of client-go's leader election, with shorter times.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from controller.adapters.cluster import LEASE, POD, Cluster
 from policies.errors import ConflictError, ControllerError
 from reconcilers.ports import Clock
 
+faults = logging.getLogger("myelin.faults")
 DURATION_SECONDS = 8
 """After which a Lease that nobody renewed may be taken."""
 RENEW_WITHIN_SECONDS = 6.0
@@ -63,7 +65,8 @@ class Leadership:
     @property
     def is_leader(self) -> bool:
         """Whether we may act now."""
-        return self._renewed_at is not None and time.monotonic() - self._renewed_at < RENEW_WITHIN_SECONDS
+        renewed_at = self._renewed_at  # the thread that keeps the Lease may forget it meanwhile
+        return renewed_at is not None and time.monotonic() - renewed_at < RENEW_WITHIN_SECONDS
 
     @property
     def is_in_touch(self) -> bool:
@@ -85,7 +88,7 @@ class Leadership:
         self._renewed_at = None
         try:
             lease = self._cluster.get(LEASE, self._namespace, self._name)
-            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+            if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._identity:
                 lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
                 self._cluster.replace(LEASE, lease)
         except ControllerError:
@@ -104,7 +107,7 @@ class Leadership:
             self._held = self._cluster.create(LEASE, {"metadata": meta, "spec": spec})
         else:
             self._seen_at = asked_at
-            spec = lease["spec"]
+            spec = lease.get("spec") or {}
             holder = str(spec.get("holderIdentity") or "")
             if holder not in ("", self._identity) and not self._is_over(holder, spec, asked_at):
                 self._renewed_at = None
@@ -142,6 +145,8 @@ class Leadership:
                 pass  # somebody wrote first: the next look tells who
             except ControllerError:
                 pass  # who cannot ask does not lead for long
+            except Exception as error:  # noqa: BLE001  without this thread nobody would ever lead again
+                faults.error("fault at the Lease", exc_info=error)
             if led != self.is_leader:
                 led = self.is_leader
                 self._changed()

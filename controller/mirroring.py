@@ -32,6 +32,8 @@ class Seen:
 
     def __init__(self) -> None:
         self._objects: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+        self._told_at: dict[tuple[str, str, str], int] = {}
+        self._number = 0
         self._guard = threading.Lock()
 
     def tell(self, kind: str, body: Mapping[str, Any], *, is_gone: bool) -> bool:
@@ -39,24 +41,33 @@ class Seen:
         meta = body["metadata"]
         key = (kind, meta["namespace"], meta["name"])
         with self._guard:
+            self._number += 1
+            self._told_at[key] = self._number
             before = self._objects.pop(key, None)
             if not is_gone:
                 self._objects[key] = body
         return is_gone or before is None or _told(before) != _told(body)
 
-    def reset(self, kind: str, namespace: str, bodies: Sequence[Mapping[str, Any]]) -> None:
-        """Take all objects of a kind in a namespace as a list found them."""
+    def mark(self) -> int:
+        """A moment: what is told after it is newer than a list that was asked for then."""
         with self._guard:
-            for key in [key for key in self._objects if key[:2] == (kind, namespace)]:
+            return self._number
+
+    def reset(self, kind: str, namespace: str, bodies: Sequence[Mapping[str, Any]], *, since: int | None = None) -> None:
+        """Take all objects of a kind in a namespace as a list found them, but for those that were told of since a moment."""
+        listed = {(kind, namespace, str(body["metadata"]["name"])): body for body in bodies}
+        with self._guard:
+            newer = {key for key, at in self._told_at.items() if since is not None and at > since}
+            for key in [key for key in self._objects if key[:2] == (kind, namespace) and key not in newer]:
                 del self._objects[key]
-            for body in bodies:
-                self._objects[kind, namespace, body["metadata"]["name"]] = body
+            self._objects |= {key: body for key, body in listed.items() if key not in newer}
 
     def put(self, kind: str, body: Mapping[str, Any]) -> None:
         """Take what a write came to."""
-        meta = body["metadata"]
+        key = (kind, str(body["metadata"]["namespace"]), str(body["metadata"]["name"]))
         with self._guard:
-            self._objects[kind, meta["namespace"], meta["name"]] = body
+            self._number += 1
+            self._objects[key], self._told_at[key] = body, self._number
 
     def get(self, kind: str, namespace: str, name: str) -> Mapping[str, Any] | None:
         """One object; None when there is none."""
@@ -139,8 +150,9 @@ class Mirroring:
     def _edited(self, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         """Where an object is not as Git says; its content counts as a whole, its metadata only where it is ours."""
         for key in sorted({*_content(wanted), *_content(found)}):
-            if drift := drift_of(wanted.get(key), found.get(key), key) or drift_of(found.get(key), wanted.get(key), key):
-                return drift
+            ours, theirs = wanted.get(key), found.get(key)
+            if ours != theirs:  # else they differ in order alone
+                return drift_of(ours, theirs, key) or drift_of(theirs, ours, key) or key
         return drift_of(wanted["metadata"], found["metadata"], "metadata")
 
     def _note(self, mirror: Mirror, found: Mapping[str, Any], drift: str, now: datetime) -> None:
@@ -167,7 +179,9 @@ class Mirroring:
         faults = [fault for fault in report.desired.faults if fault.file == file]
         if faults:
             outcomes = [Outcome(state="stalled", subject=fault.file, reason=fault.reason, message=str(fault)) for fault in faults]
-            self._status(door, found, outcomes, {"axon": str(meta["name"]), "outcomes": shown(outcomes)}, now)
+            status: dict[str, Any] = {"axon": meta["labels"].get("myelin.io/axon", "")}
+            status |= {"outcomes": shown(outcomes)} if kind == "Axon" else {}  # the others' definitions have no such list
+            self._status(door, found, outcomes, status, now)
         elif not report.desired.faults and report.desired.is_trusted:
             self._cluster.delete(door, self._namespace, str(meta["name"]))
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from controller.leadership import Leadership
 from controller.loop import run_pass
 from controller.mirroring import Mirroring, Seen, say
 from controller.projects import open_project, read_project
-from controller.wiring import ClusterSurroundings, Waker, wire_in_cluster
+from controller.wiring import ClusterSurroundings, Stirred, Waker, wire_in_cluster
 from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
 from policies.retries import pause_seconds
 from policies.terms.outcome import Outcome
@@ -35,6 +35,8 @@ from policies.unbuilt import object_notes
 faults = logging.getLogger("myelin.faults")
 IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
 """Time between two looks while nothing, and while something runs; wake-ups make both shorter."""
+SHOWN_SECONDS = 1.0
+"""So often the objects are brought up to date while the passes follow each other."""
 LONGEST_PAUSE_SECONDS = 30.0
 RESYNC_SECONDS = 60.0
 """A watch may miss that something went; so often all is listed."""
@@ -76,14 +78,16 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> OperatorSettings:
     kubeconfig = environ.get("KUBECONFIG")
     if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in environ:
         raise RefusedError("operate: expected to run in a pod of the chart, or with KUBECONFIG; `myelin run` needs no cluster")
-    namespace = environ.get("POD_NAMESPACE", "default")
+    namespace, port = environ.get("POD_NAMESPACE", "default"), environ.get("MYELIN_INBOX_PORT", "8090")
+    if not port.isdecimal():
+        raise RefusedError(f"MYELIN_INBOX_PORT: expected a port, got {port}")
     return OperatorSettings(
         namespace=namespace,
         pod=environ.get("POD_NAME", ""),
         state=Path(environ.get("MYELIN_STATE", "/state")),
         inbox=environ.get("MYELIN_INBOX_URL") or f"http://myelin.{namespace}.svc:8090",
         host=environ.get("MYELIN_INBOX_HOST", "0.0.0.0"),
-        port=int(environ.get("MYELIN_INBOX_PORT", "8090")),
+        port=int(port),
         config=Path(environ.get("MYELIN_CONFIG_FILE", "/etc/myelin/config.json")),
         kubeconfig=Path(kubeconfig) if kubeconfig else None,
     )
@@ -179,7 +183,8 @@ class Fleet:
             stamp = (status.st_mtime_ns, status.st_size)
             if stamp != self._read_at:
                 listed = json.loads(self.settings.config.read_bytes())["namespaces"]
-                self._namespaces, self._read_at = tuple(sorted(str(item) for item in listed)), stamp
+                if isinstance(listed, list):
+                    self._namespaces, self._read_at = tuple(sorted(str(item) for item in listed)), stamp
         except (OSError, ValueError, KeyError, TypeError):
             pass  # what was read last counts
         return self._namespaces
@@ -207,21 +212,25 @@ class Fleet:
 
     def resync(self, namespaces: Sequence[str]) -> None:
         """Take all objects of our kinds as they are now: a watch does not tell of what went while it was broken."""
+        is_all = True
         for namespace in namespaces:
             try:
                 for kind in (AXON, RELEASE, VERSION, PROJECT):
-                    self.seen.reset(kind.kind, namespace, self.cluster.list(kind, namespace))
+                    mark = self.seen.mark()
+                    self.seen.reset(kind.kind, namespace, self.cluster.list(kind, namespace), since=mark)
             except ControllerError:
-                continue  # what is known of it stays; the next time tells
+                is_all = False  # what is known of it stays; the next time tells
         for namespace in {str(body["metadata"]["namespace"]) for body in self.seen.all("Project")} - set(namespaces):
             for kind in (AXON, RELEASE, VERSION, PROJECT):
                 self.seen.reset(kind.kind, namespace, ())
         for body in self.seen.all("Project"):
             self._follow(body)
-        gone = [key for key in self._followers if self.seen.get("Project", *key) is None]
-        for key in gone:
-            self._drop(key)
-        self._is_listed = True
+        with self._guard:
+            followed = list(self._followers)
+        for key in followed:
+            if self.seen.get("Project", *key) is None:
+                self._drop(key)
+        self._is_listed = self._is_listed or is_all
         self.wake_all()
 
     def rival(self, namespace: str, name: str) -> Outcome | None:
@@ -229,21 +238,12 @@ class Fleet:
         mine = self.seen.get("Project", namespace, name)
         if mine is None:
             return None
-        for other in sorted(self.seen.all("Project"), key=_age):
-            meta = other["metadata"]
-            if meta["uid"] == mine["metadata"]["uid"] or _age(other) > _age(mine) or "deletionTimestamp" in meta:
-                continue
-            who = f"Project {meta['namespace']}/{meta['name']}"
-            if meta["namespace"] == namespace:
-                words = f"{who} is followed in this namespace already; give this one a namespace of its own, or delete one"
-                return Outcome(state="stalled", subject=name, reason="NamespaceTaken", message=words)
-            if _place(other) == _place(mine):
-                words = f"{who} follows this repository and branch already; delete one of them, or follow another branch"
-                return Outcome(state="stalled", subject=name, reason="RepositoryTaken", message=words)
-            if _registry(other) == _registry(mine) != "":
-                words = f"{who} keeps its images in this registry repository already; give this Project one of its own"
-                return Outcome(state="stalled", subject=name, reason="RegistryTaken", message=words)
-        return None
+        followed: list[Mapping[str, Any]] = []  # who is refused itself takes nothing
+        for body in sorted((item for item in self.seen.all("Project") if _age(item) < _age(mine)), key=_age):
+            if "deletionTimestamp" not in body["metadata"] and next(_conflicts(body, followed), None) is None:
+                followed.append(body)
+        reason, words = next(_conflicts(mine, followed), ("", ""))
+        return Outcome(state="stalled", subject=name, reason=reason, message=words) if reason else None
 
     def wake_all(self) -> None:
         """Ask for a look at every project."""
@@ -262,7 +262,7 @@ class Fleet:
         if not self._is_listed or not self.leads():
             return False
         with self._guard:
-            return all(follower.is_settled for follower in self._followers.values())
+            return all(follower.is_settled for follower in self._followers.values() if follower.is_alive())
 
     def end(self) -> None:
         """End every pass cleanly: what it began is finished, nothing more is begun."""
@@ -278,7 +278,7 @@ class Fleet:
         meta = body["metadata"]
         matters = self.seen.tell("Project", body, is_gone=is_gone)
         if is_gone:
-            self._drop((meta["namespace"], meta["name"]))
+            self._drop((meta["namespace"], meta["name"]), wait_seconds=0)  # the watches go on
             self.wake_all()  # another one may have waited for its repository
         elif matters:
             self._follow(body)
@@ -289,7 +289,7 @@ class Fleet:
             return
         with self._guard:
             follower = self._followers.get(key)
-            if follower is None or not follower.is_alive():
+            if follower is None or not follower.is_alive() or follower.is_ending:
                 follower = self._followers[key] = Follower(self, *key)
                 follower.start()
         follower.wake()
@@ -298,26 +298,37 @@ class Fleet:
         if self.seen.tell(kind, body, is_gone=is_gone):
             self._wake_in(str(body["metadata"]["namespace"]))
 
-    def _work(self, namespace: str) -> None:
-        self._wake_in(namespace, stir=True)
-
-    def _wake_in(self, namespace: str, *, stir: bool = False) -> None:
-        with self._guard:
-            followers = [follower for (of, _), follower in self._followers.items() if of == namespace]
-        for follower in followers:
-            if stir:
-                follower.stir()
+    def _work(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        for follower in self._in(str(body["metadata"]["namespace"])):
+            follower.stir(kind, body, is_gone)
             follower.wake()
 
-    def _removed(self, namespace: str, name: str) -> None:
-        self._drop((namespace, name))
+    def _wake_in(self, namespace: str) -> None:
+        for follower in self._in(namespace):
+            follower.wake()
 
-    def _drop(self, key: tuple[str, str]) -> None:
+    def _in(self, namespace: str) -> list[Follower]:
         with self._guard:
-            follower = self._followers.pop(key, None)
-        if follower is not None:
-            follower.stop()
-            follower.join(30)
+            return [follower for (of, _), follower in self._followers.items() if of == namespace]
+
+    def _removed(self, namespace: str, name: str) -> bool:
+        return self._drop((namespace, name))
+
+    def _drop(self, key: tuple[str, str], *, wait_seconds: float = 30.0) -> bool:
+        """End a follower after its pass; whether it has ended."""
+        with self._guard:
+            follower = self._followers.get(key)
+        if follower is None:
+            return True
+        follower.stop()
+        if wait_seconds:
+            follower.join(wait_seconds)
+        if wait_seconds and follower.is_alive():
+            return False
+        with self._guard:
+            if self._followers.get(key) is follower:
+                del self._followers[key]
+        return True
 
 
 class Follower(threading.Thread):
@@ -325,9 +336,9 @@ class Follower(threading.Thread):
 
     def __init__(self, fleet: Fleet, namespace: str, name: str) -> None:
         super().__init__(name=f"project-{namespace}-{name}", daemon=True)
-        self._fleet, self._namespace, self._name = fleet, namespace, name
+        self._fleet, self._namespace, self._project = fleet, namespace, name
         self._waker, self._ending = Waker(), threading.Event()
-        self._stir: Callable[[], None] = lambda: None
+        self._engine: Stirred | None = None
         self._began_at: float | None = None
         self.is_settled = False
         """Whether the project was opened, or its conditions say why it was not."""
@@ -337,14 +348,20 @@ class Follower(threading.Thread):
         """Ask for a look."""
         self._waker.wake()
 
-    def stir(self) -> None:
-        """The cluster changed."""
-        self._stir()
+    def stir(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        """An object of the project's jobs or servers changed."""
+        if self._engine is not None:
+            self._engine.stir(kind, body, is_gone)
 
     def stop(self) -> None:
         """End after the pass that runs."""
         self._ending.set()
         self._waker.wake()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending.is_set()
 
     def is_well(self) -> bool:
         """Whether its pass does not hang."""
@@ -355,27 +372,32 @@ class Follower(threading.Thread):
         """Open the project and run passes; what keeps it from being opened is said in its conditions."""
         failures = 0
         while not self._ending.is_set():
-            body = self._fleet.seen.get("Project", self._namespace, self._name)
+            body = self._fleet.seen.get("Project", self._namespace, self._project)
             if body is None or not self._fleet.leads():
                 self._waker.wait(1.0)
                 continue
             try:
-                if (rival := self._fleet.rival(self._namespace, self._name)) is not None:
+                if (rival := self._fleet.rival(self._namespace, self._project)) is not None:
                     self._say(rival)
                     self._waker.wait(IDLE_SECONDS)
                     continue
-                self._follow(body)
+                try:
+                    self._follow(body)
+                finally:
+                    self._engine, self._began_at, self.is_settled = None, None, False
                 failures = 0
                 continue
             except ControllerError as error:
                 stalled = isinstance(error, (DesiredStateError, TrustError, RefusedError))
                 outcome = Outcome(
-                    state="stalled" if stalled else "waiting", subject=self._name, reason=error.reason, message=error.message
+                    state="stalled" if stalled else "waiting", subject=self._project, reason=error.reason, message=error.message
                 )
             except Exception as error:  # noqa: BLE001  a fault of ours in one project must not stop the others
-                faults.error("fault at project %s/%s", self._namespace, self._name, exc_info=error)
+                faults.error("fault at project %s/%s", self._namespace, self._project, exc_info=error)
                 text = " ".join(f"{type(error).__name__}: {error}".split())
-                outcome = Outcome(state="stalled", subject=self._name, reason="Bug", message=f"a fault in Myelin itself: {text}")
+                outcome = Outcome(
+                    state="stalled", subject=self._project, reason="Bug", message=f"a fault in Myelin itself: {text}"
+                )
             failures += 1
             self._say(outcome)
             self._waker.wait(pause_seconds(failures, longest=LONGEST_PAUSE_SECONDS))
@@ -387,41 +409,45 @@ class Follower(threading.Thread):
         mirroring = Mirroring(fleet.cluster, fleet.seen, namespace=project.namespace, project=project.name, owner=project.owner)
         state = fleet.shared.state_of(project)
         notes = [
-            Outcome(state="done", subject=self._name, reason="NoEffect", message=f"{why}, so this has no effect: {key}")
+            Outcome(state="done", subject=self._project, reason="NoEffect", message=f"{why}, so this has no effect: {key}")
             for why, key in object_notes(project.document)
         ]
-        with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_stir) as wired:
+        shown_at, troubles = 0.0, list[Outcome]()
+        with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_engine) as wired:
             self.is_settled = True
             note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
             while not self._ending.is_set() and fleet.leads() and self._is_current(project.uid, project.generation):
                 self._began_at = time.monotonic()
                 report = run_pass(wired.following, wired.ports)
                 count(report)
-                troubles = mirroring.present(replace(report, outcomes=(*notes, *report.outcomes)), wired.ports.clock.now())
-                write_status(state, report, wired)
+                # While there is more to do at once, doing it comes before telling of it.
+                if not report.look_again or time.monotonic() - shown_at > SHOWN_SECONDS:
+                    shown_at = time.monotonic()
+                    told = replace(report, outcomes=(*notes, *report.outcomes))
+                    troubles = mirroring.present(told, wired.ports.clock.now())
+                    write_status(state, report, wired)
                 self._began_at = None
                 self._told.tell((*report.outcomes, *troubles))
                 if not report.look_again:
                     self._waker.wait(BUSY_SECONDS if report.is_busy or troubles else IDLE_SECONDS)
-        self._stir, self.is_settled = (lambda: None), False
 
-    def _take_stir(self, stir: Callable[[], None]) -> None:
-        self._stir = stir
+    def _take_engine(self, engine: Stirred) -> None:
+        self._engine = engine
 
     def _is_current(self, uid: str, generation: int) -> bool:
-        body = self._fleet.seen.get("Project", self._namespace, self._name)
+        body = self._fleet.seen.get("Project", self._namespace, self._project)
         if body is None or "deletionTimestamp" in body["metadata"]:
             return False
         meta = body["metadata"]
         return (str(meta["uid"]), int(meta.get("generation", 1))) == (uid, generation) and (
-            self._fleet.rival(self._namespace, self._name) is None
+            self._fleet.rival(self._namespace, self._project) is None
         )
 
     def _say(self, outcome: Outcome) -> None:
         self.is_settled = True
         self._told.tell((outcome,))
         try:
-            say(self._fleet.cluster, self._fleet.seen, self._namespace, self._name, [outcome], now=SystemClock().now())
+            say(self._fleet.cluster, self._fleet.seen, self._namespace, self._project, [outcome], now=SystemClock().now())
         except ControllerError:
             pass  # the cluster is away; the next try says it again
 
@@ -429,14 +455,31 @@ class Follower(threading.Thread):
 def note_place(state: Path, url: str, branch: str, trust: Mapping[str, Any]) -> None:
     """Leave what the answers need: they read the controller's own mirror, so they need no credentials."""
     state.mkdir(parents=True, exist_ok=True)
-    (state / "trust.yaml").write_text(json.dumps(trust))
-    value = {"url": str(state / "git"), "of": _shown(url), "branch": branch}
-    (state / "place.json").write_text(json.dumps(value))
+    place = {"url": str(state / "git"), "of": _shown(url), "branch": branch}
+    for name, value in (("trust.yaml", trust), ("place.json", place)):
+        (state / f"{name}.new").write_text(json.dumps(value))
+        (state / f"{name}.new").replace(state / name)
 
 
 def _shown(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.scheme and parts.hostname else url
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme and host else url
+
+
+def _conflicts(body: Mapping[str, Any], followed: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What a Project may not share with those that are followed already."""
+    for other in followed:
+        who = f"Project {other['metadata']['namespace']}/{other['metadata']['name']}"
+        if other["metadata"]["namespace"] == body["metadata"]["namespace"]:
+            words = f"{who} is followed in this namespace already; give this one a namespace of its own, or delete one"
+            yield "NamespaceTaken", words
+        if _place(other) == _place(body):
+            words = f"{who} follows this repository and branch already; delete one of them, or follow another branch"
+            yield "RepositoryTaken", words
+        if _registry(other) == _registry(body) != "":
+            words = f"{who} keeps its images in this registry repository already; give this Project one of its own"
+            yield "RegistryTaken", words
 
 
 def _age(body: Mapping[str, Any]) -> tuple[str, str, str]:

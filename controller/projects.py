@@ -17,6 +17,7 @@ from controller.trustfile import TrustFile
 from policies.errors import DesiredStateError, RefusedError
 from policies.terms.project import Project
 from policies.terms.secret import Secret
+from reconcilers.manifests.names import LONGEST
 
 DOCKER_CONFIG = ".dockerconfigjson"
 MAKE_KEYS = (
@@ -106,7 +107,8 @@ def read_project(body: Mapping[str, Any]) -> Project:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DesiredStateError(f"{where}: {first['msg']}", reason="Invalid") from error
+        # No cause is carried along: it shows what it could not read, which may be a password in a URL.
+        raise DesiredStateError(f"{where}: {first['msg'].removeprefix('Value error, ')}", reason="Invalid") from None
 
 
 def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
@@ -120,6 +122,9 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
     """
     meta, document = body["metadata"], read_project(body)
     spec, namespace = document.spec, str(meta["namespace"])
+    if len(meta["name"]) > LONGEST:
+        text = f"metadata.name: expected at most {LONGEST} characters, got {len(meta['name'])}; it is a label of its objects"
+        raise DesiredStateError(text, reason="Invalid")
     if spec.repository is None or not spec.repository.url:
         raise DesiredStateError("spec.repository.url: expected the URL of a Git repository, got none", reason="RepositoryMissing")
     if spec.registry is None or not spec.registry.repository:
@@ -169,7 +174,7 @@ class _Secrets:
 
     def text(self, key: str, advice: str = "") -> str:
         """The text under a key."""
-        there = ", ".join(sorted(self._data)) or "nothing"
+        there = ", ".join(sorted(name for name, value in self._data.items() if value)) or "nothing"
         if not self._data.get(key):
             text = f"{self._field}: {self.origin}: expected the key {key}, got {there}" + (f"; {advice}" if advice else "")
             raise DesiredStateError(text, reason="SecretIncomplete")

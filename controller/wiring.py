@@ -6,10 +6,11 @@ import hashlib
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from controller import inbox
 from controller.adapters.clock import SystemClock
@@ -146,13 +147,21 @@ class ClusterSurroundings:
         return self.state / project.namespace / project.name
 
 
+class Stirred(Protocol):
+    """What looks at the cluster, and is told of changes."""
+
+    def stir(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        """An object changed."""
+        ...
+
+
 @contextmanager
 def wire_in_cluster(
     project: ProjectObject,
     shared: ClusterSurroundings,
     *,
     wake: Callable[[], None],
-    stirred: Callable[[Callable[[], None]], None],
+    stirred: Callable[[Stirred], None],
 ) -> Iterator[Wired]:
     """Open everything that one project of a cluster needs, and close it at the end.
 
@@ -160,7 +169,7 @@ def wire_in_cluster(
         project: The project.
         shared: What it has in common with the others.
         wake: Asks for a pass.
-        stirred: Takes what is to be called when the cluster tells of a change.
+        stirred: Takes what is to be told when the cluster changes.
 
     Raises:
         OutsideError: The repository was never read and does not answer.
@@ -204,7 +213,7 @@ def wire_in_cluster(
             clock=clock,
             is_watched=True,
         )
-        stirred(engine.stir)
+        stirred(engine)
         metrics = SampledMetrics(state / "samples", clock, wake=wake)
         closing.callback(metrics.close)
         spool = Spool(state / "inbox")

@@ -89,7 +89,7 @@ class Cluster:
         query["limit"] = str(PAGE)
         while True:
             answer = self._ask("GET", _path(kind, namespace), query) or {}
-            found += answer.get("items", ())
+            found += answer.get("items") or ()
             following = answer.get("metadata", {}).get("continue")
             if not following:
                 return found
@@ -165,13 +165,15 @@ class Cluster:
     ) -> dict[str, Any] | None:
         try:
             value = json.loads(self._send(method, path, query, body, content))
+            if not isinstance(value, dict):
+                raise ValueError("no object")
         except _MissingError:
             if may_miss:
                 return None
             raise
         except ValueError as error:
             raise SilentError(f"cluster: {method} {path}: expected JSON, got something else") from error
-        return dict(value)
+        return value
 
     def _send(
         self,
@@ -218,12 +220,12 @@ def _refusal(code: int, method: str, path: str, text: bytes) -> ControllerError:
         return ConflictError(what)
     if code in (401, 403):
         return RefusedError(what, reason="Forbidden")
-    if code == 429 or code >= 500:
+    if code in (410, 429) or code >= 500:  # 410: the rest of a long list is too old; the next try begins anew
         return SilentError(what)
     return RefusedError(what, reason="Invalid")
 
 
 def _path(kind: Kind, namespace: str, name: str = "") -> str:
     root = f"api/{kind.api}" if "/" not in kind.api else f"apis/{kind.api}"
-    middle = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"{root}{middle}/{kind.plural}" + (f"/{quote(name)}" if name else "")
+    middle = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    return f"{root}{middle}/{kind.plural}" + (f"/{quote(name, safe='')}" if name else "")

@@ -39,6 +39,8 @@ from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec, ImageState
 from reconcilers.ports import Clock, Repository
 
+VERIFIED_SECONDS = 0.5
+"""How long a look at an image's files counts: one pass may ask for the same image for hundreds of jobs."""
 BUILDER = "myelin.io/builders/python/v1"
 LONGEST_TAG = 128
 faults = logging.getLogger("myelin.faults")
@@ -76,6 +78,7 @@ class PythonImages:
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[object, ...]] = {}
+        self._looked_at: dict[str, float] = {}
         self._runtime = ""
         self._guard = threading.Lock()
         self._building = threading.Lock()
@@ -115,8 +118,12 @@ class PythonImages:
 
     def verify(self, digest: Digest) -> None:
         """Check blobs, signature and provenance of an image; what did not change since is not read again."""
+        now = time.monotonic()
+        if now - self._looked_at.get(digest, -VERIFIED_SECONDS) < VERIFIED_SECONDS:
+            return
         seen = self._layout.stamp(digest)
         if self._verified.get(digest) == seen:
+            self._looked_at[digest] = now
             return
         self._layout.check_all(digest)
         verify_image(self._layout, digest, self._public_keys)

@@ -54,8 +54,8 @@ def container(
 
 
 def _plain(text: str) -> str:
-    """Text that Kubernetes hands on as it is: `$(NAME)` would become what NAME is."""
-    return text.replace("$(", "$$(")
+    """Text that Kubernetes hands on as it is: `$(NAME)` would become what NAME is, and `$$` one `$`."""
+    return text.replace("$", "$$")
 
 
 def pod(

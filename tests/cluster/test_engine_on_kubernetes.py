@@ -55,8 +55,8 @@ class Kubernetes:
         node.pull_secret(namespace, "registry-pull")
         self.desk = Desk(node.address, 0, is_ready=lambda: True, is_alive=lambda: True)
         self.inbox = f"http://{node.address}:{self.desk.start()}"
-        self.image = self._image("job.py", contract.PROGRAM)
-        self.server_image = self._image("server.py", contract.SERVER)
+        self.image = self.made("job.py", Stored(data=contract.PROGRAM))
+        self.server_image = self.made("server.py", Stored(data=contract.SERVER))
         self.restart()
 
     def restart(self) -> None:
@@ -134,12 +134,13 @@ class Kubernetes:
         assert found is not None
         return f"{found['spec']['clusterIP']}:{found['spec']['ports'][0]['port']}"
 
-    def _image(self, program: str, text: bytes) -> Digest:
+    def made(self, program: str, text: Stored) -> Digest:
+        """A signed image with one program, on the node's base."""
         base = Bases(self.layout, self.folder / "bases", self._access).open(self.node.base)
         files, links = venv(base)
         site = f"opt/venv/lib/python{base.version}/site-packages/myelin"
         runtime = lay(self.layout, tree(package_folder("myelin"), site, "*.py"))
-        source = lay(self.layout, {**files, f"app/{program}": Stored(data=text)}, links)
+        source = lay(self.layout, {**files, f"app/{program}": text}, links)
         run = Program(entrypoint=["/opt/venv/bin/python", f"/app/{program}"])
         digest = assemble(self.layout, [runtime, source], run, base=base, annotations={})
         sign_image(self.layout, digest, self.image_key, {"tests": program})

@@ -356,6 +356,30 @@ def test_what_cannot_be_listed_stays_as_it_was_and_the_others_are_listed(world: 
     assert len(followers()) == 3
 
 
+def test_what_watches_tell_while_all_is_listed_is_newer_than_the_list(world: World) -> None:
+    told = world.fleet.callbacks()
+    world.put("old")
+    world.put("gone", "team-b")
+    world.put("edited", "team-c", spec=spec_of("http://git.test/c"))
+    gone, edited = (world.cluster.get(PROJECT, namespace, name) for namespace, name in (("team-b", "gone"), ("team-c", "edited")))
+    assert gone is not None
+    assert edited is not None
+    world.cluster.meanwhile = {
+        "list Project team-a": lambda: told.project(body("new"), False),
+        "list Project team-b": lambda: told.project(gone, True),
+        "list Project team-c": lambda: told.project({**edited, "spec": spec_of("http://git.test/d")}, False),
+    }
+    world.fleet.resync(["team-a", "team-b", "team-c"])
+    assert {str(item["metadata"]["name"]) for item in world.fleet.seen.all("Project")} == {"old", "new", "edited"}
+    now = world.fleet.seen.get("Project", "team-c", "edited")
+    assert now is not None
+    assert now["spec"]["repository"]["url"] == "http://git.test/d"
+    assert len(followers()) == 3
+    # The next list is the newest word again.
+    world.fleet.resync(["team-a", "team-b", "team-c"])
+    assert {str(item["metadata"]["name"]) for item in world.fleet.seen.all("Project")} == {"old", "gone", "edited"}
+
+
 def test_one_that_is_being_deleted_is_not_followed(world: World) -> None:
     world.put("one", finalizers=["myelin.io/finalizer"])
     world.cluster.delete(PROJECT, "team-a", "one")

@@ -51,6 +51,8 @@ class FakeCluster:
         """Every call, as `apply Axon digits`."""
         self.warned: list[str] = []
         """Keys of a status that its definition lacks, as `Release outcomes`; each was dropped."""
+        self.meanwhile: dict[str, Callable[[], object]] = {}
+        """What happens while the answer to a list is on its way: `list Axon team-a` -> deed."""
         self.printed: dict[tuple[str, str, bool], str] = {}
         """Namespace, pod and whether an earlier container -> what it printed."""
         self._owned: dict[Key, dict[Writer, set[Path]]] = {}
@@ -80,12 +82,14 @@ class FakeCluster:
 
     def list(self, kind: Kind, namespace: str, selector: str = "", *, fields: str = "") -> list[dict[str, Any]]:
         self._called(f"list {kind.kind} {namespace}")
-        return [
+        found = [
             copy.deepcopy(item)
             for (of, where, _), item in sorted(self.objects.items())
             if of == kind.kind and namespace in ("", where)
             if _is_selected(item["metadata"].get("labels", {}), selector) and _has_fields(item, fields)
         ]
+        self.meanwhile.pop(f"list {kind.kind} {namespace}", lambda: None)()
+        return found
 
     def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> dict[str, Any]:
         meta = manifest["metadata"]

@@ -21,6 +21,7 @@ from reconcilers.manifests import job as jobs
 from reconcilers.manifests import serving
 from reconcilers.manifests.drift import drift_of
 from reconcilers.manifests.names import KIND, NAME, PROJECT, Placement, decoded, encoded, job_name, kube_name, selector
+from reconcilers.manifests.pod import WORK
 from tests.fakes.cluster import FakeCluster
 from tests.properties.strategies import digests, names, shuffled, unicode
 
@@ -162,7 +163,8 @@ def test_objects_are_found_by_their_selector_and_those_of_others_are_not(
 ) -> None:
     cluster, kind = FakeCluster(), serving.kind_of(spec)
     meta = server_of(spec, placement, image, ["x"])["deployment"]["metadata"]
-    for number, change in enumerate(({}, {PROJECT: "other"}, {KIND: "other"}, {NAME: None})):
+    changes: tuple[dict[str, Any], ...] = ({}, {PROJECT: "other"}, {KIND: "other"}, {NAME: None})
+    for number, change in enumerate(changes):
         labels = {key: value for key, value in {**meta["labels"], **change}.items() if value is not None}
         cluster.create(DEPLOYMENT, {"metadata": {"name": f"d-{number}", "namespace": "team-a", "labels": labels}})
     found = cluster.list(DEPLOYMENT, "team-a", selector(placement, "job", kind))
@@ -178,7 +180,8 @@ def test_manifests_follow_from_their_inputs_alone(
 ) -> None:
     before = copy.deepcopy((job, server, placement))
     made = [job_of(job, placement, image, entrypoint), server_of(server, placement, image, entrypoint)]
-    again_env = shuffled(dict(job.env), data.draw)
+    draw: Any = data.draw
+    again_env = shuffled(dict(job.env), draw)
     again = [
         job_of(copy.deepcopy(job), placement, image, list(entrypoint)),
         server_of(copy.deepcopy(server), placement, image, list(entrypoint)),
@@ -246,7 +249,7 @@ def test_every_input_of_a_job_is_laid_where_its_environment_says(spec: JobSpec, 
     pod = job_of(spec, placement, image, ["x"])["spec"]["template"]["spec"]
     env = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
     for task, digest in spec.earlier_data.items():
-        folder = env[f"DATA_PATH_{task}"].removeprefix("/myelin/work/").rstrip("/")
+        folder = env[f"DATA_PATH_{task}"].removeprefix(f"{WORK}/").rstrip("/")
         assert laid[f"myelin/in/{folder}"] == (digest,)
     assert laid.get("myelin/in/data", ()) == spec.data
     assert laid.get("myelin/in/model") == ((spec.model,) if spec.model is not None else None)
@@ -274,7 +277,7 @@ def test_config_alone_never_changes_the_pod_template(
     first = server_of(replace(spec, config=one), placement, image, ["x"])
     second = server_of(replace(spec, config=other, labels={**spec.labels, "config": digest}), placement, image, ["x"])
     assert first["deployment"]["spec"] == second["deployment"]["spec"]
-    assert first["service"] == second["service"]
+    assert first["service"]["spec"] == second["service"]["spec"]
     assert json.loads(second["config"]["data"]["config.json"]) == other
 
 
@@ -336,7 +339,7 @@ def trees(draw: st.DrawFn, depth: int = 3) -> dict[str, Any]:
     return draw(st.dictionaries(st.sampled_from("abcd"), leaf | inner | named | st.lists(leaf, max_size=2), max_size=3))
 
 
-def with_defaults(value: Any, draw: st.DrawFn) -> Any:
+def with_defaults(value: Any, draw: Any) -> Any:
     """The same, as an API server gives it back: with more fields and more named things, in another order."""
     if isinstance(value, dict):
         found = {key: with_defaults(item, draw) for key, item in value.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,10 +27,8 @@ from reconcilers.ports import Clock
 
 LOOK_SECONDS = 0.2
 """How long one look at the cluster counts where nobody tells of changes: a pass asks often, and the answer is the same."""
-CALM_SECONDS = 10.0
+CALM_SECONDS = 30.0
 """How long one counts where watches tell of changes by `stir`; a watch that misses one is made good by then."""
-STIRRED_SECONDS = 0.1
-"""How long one counts even so: a pass that starts many jobs stirs with each, and need not list them all each time."""
 LOG_LINES = 5000
 REFUSED_AFTER_SECONDS = 2.0
 """A Job without a pod for so long is asked for why."""
@@ -48,8 +47,6 @@ class _Look:
     """What one look at the cluster found, and what we wrote since; jobs and servers by their own names."""
 
     at: float
-    stirred: int
-    """How often the cluster had changed by then."""
     jobs: dict[str, dict[str, Any]]
     pods: dict[str, list[dict[str, Any]]]
     """By the uid of their Job, or the name of their server."""
@@ -58,6 +55,30 @@ class _Look:
     configs: dict[str, dict[str, Any]]
     states: Mapping[str, JobState] | None = None
     """The jobs' states, once somebody asked for them."""
+
+    def take(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        """Take a change into the look; what a write of our own brought later is not taken back by an earlier word."""
+        labels = body["metadata"].get("labels", {})
+        name, is_job = str(labels.get(NAME, "")), labels.get(KIND) == "job"
+        self.states = None
+        if kind == "pods":
+            listed = self.pods.setdefault(pod_key(body), [])
+            listed[:] = [item for item in listed if item["metadata"]["uid"] != body["metadata"]["uid"]]
+            if not is_gone:
+                listed.append(dict(body))
+            return
+        known = {"jobs": self.jobs, "deployments": self.deployments, "services": self.services, "configmaps": self.configs}.get(
+            kind
+        )
+        if known is None or not name or is_job != (kind == "jobs"):
+            return
+        before = known.get(name)
+        if before is not None and _age(before) > _age(body):
+            return
+        if not is_gone and "deletionTimestamp" not in body["metadata"]:
+            known[name] = dict(body)
+        elif before is not None and before["metadata"]["uid"] == body["metadata"]["uid"]:
+            del known[name]
 
 
 class ClusterEngine:
@@ -90,15 +111,21 @@ class ClusterEngine:
     ) -> None:
         self._programs = programs
         self._longest = CALM_SECONDS if is_watched else LOOK_SECONDS
-        self._stirred = 0
+        self._changes: deque[tuple[str, Mapping[str, Any], bool]] = deque()
         self._cluster, self._placement, self._layout, self._compose = cluster, placement, layout, compose
         self._kept_jobs, self._kept_servers, self._clock = jobs, servers, clock
         self._seen: _Look | None = None
         self._ended: dict[str, tuple[str, JobState]] = {}
 
-    def stir(self) -> None:
-        """Something changed in the cluster: the next question is asked there anew."""
-        self._stirred += 1
+    def stir(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
+        """An object changed, as a watch says, from its own thread; the next question takes it into the last look.
+
+        Args:
+            kind: Plural.
+            body: The object as it is now, or was.
+            is_gone: Whether it was deleted.
+        """
+        self._changes.append((kind, body, is_gone))
 
     def start(self, spec: JobSpec) -> None:
         """Start a job, unless one of that name runs or ended already."""
@@ -251,20 +278,17 @@ class ClusterEngine:
 
     def _look(self, *, longest: float | None = None) -> _Look:
         seen = self._seen
-        if seen is not None:
-            longest = self._longest if longest is None else longest
-            if time.monotonic() - seen.at < (longest if seen.stirred == self._stirred else min(longest, STIRRED_SECONDS)):
-                return seen
-        at, stirred = time.monotonic(), self._stirred
+        if seen is not None and time.monotonic() - seen.at < (self._longest if longest is None else longest):
+            while self._changes:
+                seen.take(*self._changes.popleft())
+            return seen
+        at = time.monotonic()
+        self._changes.clear()
         pods: dict[str, list[dict[str, Any]]] = {}
         for pod in self._list(POD, "job", "server", "proxy"):
-            labels = pod["metadata"]["labels"]
-            owners = pod["metadata"].get("ownerReferences", ())
-            key = str(owners[0]["uid"]) if labels[KIND] == "job" and owners else str(labels[NAME])
-            pods.setdefault(key, []).append(pod)
+            pods.setdefault(pod_key(pod), []).append(pod)
         self._seen = found = _Look(
             at=at,
-            stirred=stirred,
             jobs=_by_name(self._list(JOB, "job")),
             pods=pods,
             deployments=_by_name(self._list(DEPLOYMENT, "server", "proxy")),
@@ -387,6 +411,18 @@ class ClusterEngine:
     def _entrypoint(self, image: Digest) -> tuple[str, ...]:
         manifest = self._layout.manifest(image)
         return tuple(json.loads(self._layout.get(manifest["config"]["digest"]))["config"]["Entrypoint"])
+
+
+def pod_key(pod: Mapping[str, Any]) -> str:
+    """What a pod is found by: its Job's uid, or its server's name."""
+    labels, owners = pod["metadata"].get("labels", {}), pod["metadata"].get("ownerReferences", ())
+    return str(owners[0]["uid"]) if labels.get(KIND) == "job" and owners else str(labels.get(NAME, ""))
+
+
+def _age(found: Mapping[str, Any]) -> int:
+    """How new an object is; the API server counts, though it does not promise to."""
+    text = str(found["metadata"].get("resourceVersion", "0"))
+    return int(text) if text.isdigit() else 0
 
 
 def _by_name(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
