@@ -399,7 +399,9 @@ def test_watches_begin_and_end_the_following_of_a_project(world: World) -> None:
     assert world.fleet.seen.all("Project") == []
     told.project(body("one", made="10"), False)
     assert len(followers()) == 1
+    (second,) = followers()
     told.project(body("one", made="10"), True)
+    second.join(10)  # kopf's thread does not wait for it
     assert followers() == []
     told.removed("team-a", "one")
 
