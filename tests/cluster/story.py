@@ -344,5 +344,19 @@ class Story:
         return _run(["git", "-C", str(self.clone), "-c", "color.ui=never", *args])
 
 
+def quick(text: str) -> str:
+    """The example's axon with a few trials, where the demo has many."""
+    assert "maxBudget: 18" in text
+    return text.replace("maxBudget: 18", "maxBudget: 6").replace("numIteration: 2", "numIteration: 1")
+
+
+def single_training(text: str, *, epochs: int) -> str:
+    """The example's axon with one plain training in place of its tuning."""
+    head, _, rest = text.partition("        hpTuning:\n")
+    tail = rest[rest.index("    - name: serve\n") :]
+    env = f'        env:\n          - {{name: EPOCHS, value: "{epochs}"}}\n'
+    return head + env + tail
+
+
 def _run(command: Sequence[str]) -> str:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout

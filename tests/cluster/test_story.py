@@ -6,7 +6,6 @@ The tests of this file share one installation and are asked in order: each leave
 from __future__ import annotations
 
 import json
-import random
 import re
 import threading
 import time
@@ -14,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.node import CommandError, Node
-from tests.cluster.story import SYSTEM, TEAM, Story
+from tests.cluster.node import Node
+from tests.cluster.story import SYSTEM, TEAM, Story, quick, single_training
 
 SOON = 60.0
 OWNED = ("jobs", "pods", "deployments", "services", "configmaps", "axons", "releases", "versions")
@@ -246,39 +245,3 @@ def test_a_controller_that_lost_its_disk_too_trains_nothing_again(story: Story) 
         story.wait(f"{version} by its URL", lambda version=version: story.answers(version), 120)
     assert story.shares() == shares
     assert story.trained() == before
-
-
-def test_a_controller_killed_twenty_times_makes_the_same_commits(story: Story) -> None:
-    once = story.other("calm", edit=lambda text: single_training(text, epochs=6))
-    story.wait("the calm version", lambda: once.newest())
-    wild = story.other("wild", edit=None, like=once)
-    chance = random.Random(20)
-    killed = 0
-    while killed < 20 or not wild.newest():
-        if name := story.controller():
-            try:
-                story.node.kubectl("delete", "pod", "-n", SYSTEM, name, "--force", "--grace-period=0")
-                killed += 1
-            except CommandError:
-                pass
-        if killed > 60:
-            raise AssertionError(f"killed {killed} times and no version yet: {wild.troubles()}")
-        threading.Event().wait(chance.uniform(0.5, 12.0))
-    story.wait("the wild version", lambda: wild.newest())
-    assert wild.shares() == once.shares()
-    assert wild.subjects() == once.subjects()
-    assert wild.trained() == once.trained()
-
-
-def quick(text: str) -> str:
-    """The example's axon with a few trials, where the demo has many."""
-    assert "maxBudget: 18" in text
-    return text.replace("maxBudget: 18", "maxBudget: 6").replace("numIteration: 2", "numIteration: 1")
-
-
-def single_training(text: str, *, epochs: int) -> str:
-    """The example's axon with one plain training in place of its tuning."""
-    head, _, rest = text.partition("        hpTuning:\n")
-    tail = rest[rest.index("    - name: serve\n") :]
-    env = f'        env:\n          - {{name: EPOCHS, value: "{epochs}"}}\n'
-    return head + env + tail
