@@ -55,6 +55,8 @@ class Leadership:
         self._clock, self._changed, self._pod = clock, changed, pod
         self._renewed_at: float | None = None
         self._held: dict[str, Any] | None = None
+        self.is_replaced = True
+        """Whether somebody else was seen to lead since we did; who only cannot ask keeps what it has open."""
         self._seen_at: float | None = None
         self._seen: tuple[str, str] = ("", "")
         self._seen_since = 0.0
@@ -110,13 +112,13 @@ class Leadership:
             spec = lease.get("spec") or {}
             holder = str(spec.get("holderIdentity") or "")
             if holder not in ("", self._identity) and not self._is_over(holder, spec, asked_at):
-                self._renewed_at = None
+                self._renewed_at, self.is_replaced = None, True
                 return
             is_ours = holder == self._identity
             transitions = int(spec.get("leaseTransitions") or 0) + (0 if is_ours else 1)
             lease["spec"] = self._spec(now, transitions=transitions, acquired=spec.get("acquireTime") if is_ours else None)
             self._held = self._cluster.replace(LEASE, lease)
-        self._renewed_at = asked_at
+        self._renewed_at, self.is_replaced = asked_at, False
 
     def _is_over(self, holder: str, spec: Mapping[str, Any], now: float) -> bool:
         """Whether a holder was silent for the Lease's time, by our own clock: theirs may be wrong."""

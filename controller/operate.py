@@ -35,6 +35,7 @@ from policies.unbuilt import object_notes
 faults = logging.getLogger("myelin.faults")
 IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
 """Time between two looks while nothing, and while something runs; wake-ups make both shorter."""
+AWAY_SECONDS = 0.5
 SHOWN_SECONDS = 1.0
 """So often the objects are brought up to date while the passes follow each other."""
 LONGEST_PAUSE_SECONDS = 30.0
@@ -104,7 +105,7 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
     fleet = Fleet(cluster, settings, tell=tell)
     identity = settings.pod or f"{os.uname().nodename}-{os.getpid()}"
     leadership = Leadership(cluster, settings.namespace, LEASE, identity, clock, changed=fleet.wake_all, pod=settings.pod)
-    fleet.leads = lambda: leadership.is_leader
+    fleet.leads, fleet.is_replaced = lambda: leadership.is_leader, lambda: leadership.is_replaced
     desk = Desk(
         settings.host,
         settings.port,
@@ -169,6 +170,7 @@ class Fleet:
         self.seen = Seen()
         self.shared: ClusterSurroundings | None = None
         self.leads: Callable[[], bool] = lambda: False
+        self.is_replaced: Callable[[], bool] = lambda: not self.leads()
         self._followers: dict[tuple[str, str], Follower] = {}
         self._guard = threading.Lock()
         self._namespaces: tuple[str, ...] = (settings.namespace,)
@@ -416,7 +418,10 @@ class Follower(threading.Thread):
         with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_engine) as wired:
             self.is_settled = True
             note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
-            while not self._ending.is_set() and fleet.leads() and self._is_current(project.uid, project.generation):
+            while not self._ending.is_set() and not fleet.is_replaced() and self._is_current(project.uid, project.generation):
+                if not fleet.leads():  # the cluster is away: what comes in is taken, and nothing is done
+                    self._waker.wait(AWAY_SECONDS)
+                    continue
                 self._began_at = time.monotonic()
                 report = run_pass(wired.following, wired.ports)
                 count(report)

@@ -213,13 +213,13 @@ class ClusterEngine:
 
     def report(self, name: str, line: Mapping[str, Any]) -> None:
         """Take a line of a running job's report, for programs that report by HTTP."""
-        if name not in self._look(longest=5.0).jobs:
+        if self._known_job(name) is None:
             raise OutsideError(f"job {name[:80]!r}: there is none of that name", reason="JobGone")
         self._kept_jobs.report(name, line)
 
     def take_result(self, name: str, tar: Path) -> Mapping[str, str]:
         """Take what a job brings back, and make it safe before it ends."""
-        found = self._look(longest=5.0).jobs.get(name) or self._look(longest=0.0).jobs.get(name)
+        found = self._known_job(name)
         if found is None:
             raise RefusedError(f"job {name[:80]!r}: there is none of that name", reason="JobGone")
         main = found["spec"]["template"]["spec"]["containers"][0]
@@ -270,15 +270,21 @@ class ClusterEngine:
                 known.pop(name)
         self._kept_servers.forget(name)
 
+    def _known_job(self, name: str) -> Mapping[str, Any] | None:
+        """A job for another thread: what a pass saw last will do, so a result can be made safe while the cluster is away."""
+        seen = self._seen
+        found = seen.jobs.get(name) if seen is not None else None
+        return found or self._cluster.get(JOB, self._placement.namespace, job_name(name))
+
     def _note(self, change: Callable[[_Look], object]) -> None:
         """Take what a write of our own came to into the last look, so that nobody has to ask for it."""
         if self._seen is not None:
             change(self._seen)
             self._seen.states = None
 
-    def _look(self, *, longest: float | None = None) -> _Look:
+    def _look(self) -> _Look:
         seen = self._seen
-        if seen is not None and time.monotonic() - seen.at < (self._longest if longest is None else longest):
+        if seen is not None and time.monotonic() - seen.at < self._longest:
             while self._changes:
                 seen.take(*self._changes.popleft())
             return seen
