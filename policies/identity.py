@@ -6,6 +6,7 @@ Law: a name depends on its inputs alone, never on their order, the machine or th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from policies.canonical import digest_value, short_name
@@ -57,6 +58,7 @@ def trial_run_id(task_run: str, trial: str, rung: int) -> Digest:
     return digest_value({"taskRun": task_run, "trial": trial, "rung": rung})
 
 
+@lru_cache(maxsize=4096)
 def image_identity(spec: ImageSpec) -> Digest:
     """Name what an image is built from: commit and event set only label it, equal content keeps one name."""
     return digest_value(

@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -55,12 +55,15 @@ class _Look:
     configs: dict[str, dict[str, Any]]
     states: Mapping[str, JobState] | None = None
     """The jobs' states, once somebody asked for them."""
+    changed: set[str] = field(default_factory=set)
+    """Jobs whose state has to be told anew."""
 
     def take(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
         """Take a change into the look; what a write of our own brought later is not taken back by an earlier word."""
         labels = body["metadata"].get("labels", {})
         name, is_job = str(labels.get(NAME, "")), labels.get(KIND) == "job"
-        self.states = None
+        if is_job:
+            self.changed.add(name)
         if kind == "pods":
             listed = self.pods.setdefault(pod_key(body), [])
             listed[:] = [item for item in listed if item["metadata"]["uid"] != body["metadata"]["uid"]]
@@ -142,17 +145,22 @@ class ClusterEngine:
             if error.reason != "Invalid" or there is None:
                 raise
             made = there
-        self._note(lambda look: look.jobs.__setitem__(spec.name, made))
+        self._note(spec.name, lambda look: look.jobs.__setitem__(spec.name, made))
 
     def jobs(self) -> Mapping[str, JobState]:
         """All jobs, by name."""
         look = self._look()
-        if look.states is None:
-            found = {name: ended.state for name, ended in self._kept_jobs.all_ended().items()}
-            for name, item in look.jobs.items():
-                if name not in found:
-                    found[name] = self._job_state(name, item, look)
-            look.states = dict(sorted(found.items()))
+        if look.states is not None and not look.changed:
+            return look.states
+        ended = self._kept_jobs.all_ended()
+        before = look.states or {name: item.state for name, item in ended.items()}
+        found = {name: state for name, state in before.items() if name not in look.changed}
+        for name in look.changed if look.states is not None else look.jobs:
+            if name in ended:
+                found[name] = ended[name].state
+            elif name in look.jobs:
+                found[name] = self._job_state(name, look.jobs[name], look)
+        look.states, look.changed = dict(sorted(found.items())), set()
         return look.states
 
     def collect(self, name: str) -> Mapping[str, Digest]:
@@ -172,7 +180,7 @@ class ClusterEngine:
         patch = {"metadata": {"annotations": {STOPPED: self._clock.now().isoformat()}}, "spec": {"suspend": True}}
         changed = self._cluster.merge(JOB, self._placement.namespace, found["metadata"]["name"], patch)
         if changed is not None:
-            self._note(lambda look: look.jobs.__setitem__(name, changed))
+            self._note(name, lambda look: look.jobs.__setitem__(name, changed))
 
     def clean(self, name: str) -> None:
         """Delete a Job that ended; what it printed and reported stays."""
@@ -186,7 +194,7 @@ class ClusterEngine:
                 return
             self._kept_jobs.end(name, Ended(state=replace(state, is_freed=True), log=self.logs(name)))
         self._cluster.delete(JOB, self._placement.namespace, found["metadata"]["name"])
-        self._note(lambda look: look.jobs.pop(name, None))
+        self._note(name, lambda look: look.jobs.pop(name, None))
 
     def remove(self, name: str) -> None:
         """Forget a job."""
@@ -194,7 +202,7 @@ class ClusterEngine:
             self._cluster.delete(JOB, self._placement.namespace, job_name(name), grace_seconds=0)
         self._kept_jobs.forget(name)
         self._ended.pop(name, None)
-        self._note(lambda look: look.jobs.pop(name, None))
+        self._note(name, lambda look: look.jobs.pop(name, None))
 
     def logs(self, name: str, *, last_bytes: int = 65536) -> str:
         """The end of what a job or server printed."""
@@ -246,7 +254,7 @@ class ClusterEngine:
             if part in wanted and (before is None or before.get(part) != wanted[part] or _drift(before, name, look, part)):
                 known = {"config": "configs", "service": "services", "deployment": "deployments"}[part]
                 applied = self._cluster.apply(kind, wanted[part])
-                self._note(partial(_take, known=known, name=name, found=applied))
+                self._note(name, partial(_take, known=known, name=name, found=applied))
         if config is not None and (before is None or before.get("config") != config):
             # A pod that changes is looked at by its node at once, and gets the new config with it.
             digest = str(serving.identity(spec))[:20] + str(spec.labels.get("config", ""))[-20:]
@@ -276,11 +284,11 @@ class ClusterEngine:
         found = seen.jobs.get(name) if seen is not None else None
         return found or self._cluster.get(JOB, self._placement.namespace, job_name(name))
 
-    def _note(self, change: Callable[[_Look], object]) -> None:
+    def _note(self, name: str, change: Callable[[_Look], object]) -> None:
         """Take what a write of our own came to into the last look, so that nobody has to ask for it."""
         if self._seen is not None:
             change(self._seen)
-            self._seen.states = None
+            self._seen.changed.add(name)
 
     def _look(self) -> _Look:
         seen = self._seen
