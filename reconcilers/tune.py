@@ -76,11 +76,14 @@ def advance(step: Tune, ports: Ports, *, asks: Sequence[Ask], tells: Sequence[Te
     late = ports.clock.now() - LONG
     if oldest := next((job for job in trials if job.started_at is not None and job.started_at < late), None):
         text += f"; {oldest.name} runs{since(oldest)}"
+    # A trial that was found running, as its ask was lost, may have ended by now: nothing else would bring the next look.
+    told_next = {_trial_name(step, ask.run) for ask in asked[len(asks) :]}
+    is_over = any(name in jobs and jobs[name].phase != "running" for name in told_next)
     held = next((job for job in trials if job.reason), None)
     if held is not None:
         text += f"; {held.name} waits: {held.message}"
     reason = held.reason if held is not None else "Tuning"
-    return Result(outcome=Outcome(state="waiting", subject=subject, reason=reason, message=text))
+    return Result(outcome=Outcome(state="waiting", subject=subject, reason=reason, message=text, look_again=is_over))
 
 
 def trial_job(step: Tune, ask: Ask) -> JobSpec:

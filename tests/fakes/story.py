@@ -83,9 +83,12 @@ class Story:
         ledger: Makes the ledger of each controller.
         lives: After how many port calls each controller dies; those after the last one do not.
         goes_on: Whether jobs, builds and servers go on while no controller lives.
+        loses_disk: Whether what was not pushed is lost with each controller.
     """
 
-    def __init__(self, *, ledger: MakeLedger = FakeLedger, lives: Iterable[int] = (), goes_on: bool = False) -> None:
+    def __init__(
+        self, *, ledger: MakeLedger = FakeLedger, lives: Iterable[int] = (), goes_on: bool = False, loses_disk: bool = False
+    ) -> None:
         self.world = World()
         self.world.programs |= {
             "axons/digits/data": prepare,
@@ -94,7 +97,7 @@ class Story:
         }
         self.person = FakeRepository(self.world, PERSON, author="you", email="you@localhost", signers_of=signers_of)
         self.deaths = 0
-        self._ledger, self._lives, self._goes_on = ledger, iter(lives), goes_on
+        self._ledger, self._lives, self._goes_on, self._loses_disk = ledger, iter(lives), goes_on, loses_disk
         self._is_open = False
 
     def tell(self) -> Ending:
@@ -135,6 +138,8 @@ class Story:
                 report = run_pass(self.following, self.ports)
             except Crash:
                 self.deaths, self._is_open = self.deaths + 1, False
+                if self._loses_disk:
+                    self.world.outside.disks.clear()
                 if self._goes_on:
                     work(self.world)
                 continue

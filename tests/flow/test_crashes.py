@@ -120,11 +120,15 @@ def test_a_controller_that_dies_again_and_again_ends_as_if_it_had_not(lives: lis
     assert story.deaths > 0 or not lives
 
 
+@pytest.mark.parametrize("loses_disk", [False, True], ids=["keeps its disk", "loses its disk"])
 @pytest.mark.parametrize("part", range(PARTS))
-def test_what_goes_on_while_no_controller_lives_is_taken_for_what_it_is(part: int) -> None:
-    """Who is away sees results later, so it may draw others; but each job ran what the ledger says, once."""
+def test_what_goes_on_while_no_controller_lives_is_taken_for_what_it_is(part: int, loses_disk: bool) -> None:
+    """Who is away sees results later, so it may draw others; but each job ran what the ledger says, once.
+
+    Also when all that was not pushed is lost with it: jobs and results tell it again.
+    """
     for number, moment in deaths()[part::PARTS]:
-        story = Story(goes_on=True)
+        story = Story(goes_on=True, loses_disk=loses_disk)
         story.world.crash_at, story.world.crash_moment = number, moment
         story.tell()
         where = f"died {moment} call {number}, {calls()[number - 1]}"
