@@ -434,7 +434,8 @@ class Follower(threading.Thread):
                 self._began_at = None
                 self._told.tell((*report.outcomes, *troubles))
                 if not report.look_again:
-                    self._waker.wait(BUSY_SECONDS if report.is_busy or troubles else IDLE_SECONDS)
+                    is_busy = report.is_busy or troubles or wired.ports.ledger.pending()
+                    self._waker.wait(BUSY_SECONDS if is_busy else IDLE_SECONDS)
 
     def _take_engine(self, engine: Stirred) -> None:
         self._engine = engine

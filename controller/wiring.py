@@ -45,6 +45,8 @@ from reconcilers.ports import Ports, Sampler
 
 CLUSTER_POLL_SECONDS = 5.0
 CLUSTER_PATIENCE_SECONDS = 600.0
+CLUSTER_PUSH_SECONDS = 1.0
+"""Least time between two pushes of the ledger: a pass waits for each, and events that come meanwhile wait with it."""
 CLUSTER_PLACES = 8
 """How many jobs of one project run at once where it does not say; the cluster's own limits come first."""
 
@@ -187,7 +189,7 @@ def wire_in_cluster(
             project.url, state / "git", key, signers_of=signers_of, poll_seconds=CLUSTER_POLL_SECONDS, login=project.login
         )
         closing.callback(repository.close)
-        ledger = GitLedger(repository, state / "ledger", key, clock)
+        ledger = GitLedger(repository, state / "ledger", key, clock, rest_seconds=CLUSTER_PUSH_SECONDS)
         closing.callback(ledger.close)
         registry = Registry(project.access)
         closing.callback(registry.close)

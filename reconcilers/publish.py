@@ -38,7 +38,8 @@ def push(desired: DesiredState, results: Sequence[Result], ports: Ports, *, now:
         return outcomes
     try:
         ports.ledger.push()
-        _let_go(ports)
+        if ports.ledger.pending() == 0:
+            _let_go(ports)
     except OutsideError as error:
         outcomes.append(Outcome(state="waiting", subject="ledger", reason=error.reason, message=error.message))
     return outcomes

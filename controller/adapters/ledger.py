@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,24 @@ class GitLedger:
         keys: Signs each entry.
         clock: Tells when.
         branch: The ledger's branch.
+        rest_seconds: Least time between two pushes, for a server far away: what comes meanwhile shares a commit.
 
     Raises:
         RefusedError: Another controller works on this folder.
         OutsideError: The branch could not be read and nothing is known of it here.
     """
 
-    def __init__(self, repository: Repository, folder: Path, keys: Keys, clock: Clock, *, branch: str = BRANCH) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        folder: Path,
+        keys: Keys,
+        clock: Clock,
+        *,
+        branch: str = BRANCH,
+        rest_seconds: float = 0.0,
+    ) -> None:
+        self._rest_seconds, self._rests_until = rest_seconds, 0.0
         self._repository, self._keys, self._clock, self._branch = repository, keys, clock, branch
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _Lock(folder / "lock")
@@ -88,8 +100,9 @@ class GitLedger:
 
     def push(self) -> int:
         """Push what is pending as one commit; return how many entries."""
-        if not self._pending:
+        if not self._pending or time.monotonic() < self._rests_until:
             return 0
+        self._rests_until = time.monotonic() + self._rest_seconds
         for _ in range(TRIES):
             self._catch_up()
             if not self._pending:

@@ -142,6 +142,18 @@ def test_what_is_not_pushed_yet_is_counted(place: Place) -> None:
     assert ledger.pending() == 0
 
 
+def test_pushes_rest_where_that_is_asked_for(tmp_path: Path) -> None:
+    world = World()
+    repository = FakeRepository(world, CONTROLLER)
+    ledger = GitLedger(repository, tmp_path / "one", CONTROLLER, HandClock(world), rest_seconds=3600)
+    ledger.record([statement("one")])
+    assert ledger.push() == 1
+    ledger.record([statement("two")])
+    assert (ledger.push(), ledger.pending()) == (0, 1)
+    assert [entry.statement.key for entry in ledger.entries()] == ["one", "two"]
+    ledger.close()
+
+
 def test_push_says_how_many_and_another_machine_reads_them(place: Place) -> None:
     ledger = place.open()
     ledger.record([statement("a"), statement("b")])
