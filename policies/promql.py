@@ -30,12 +30,19 @@ COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 SETS = ("and", "or", "unless")
 
 
+LARGE = 2.0**900
+
+
 def _sum(values: Sequence[float]) -> float:
     """The exact sum where there is one; what is too large or no number comes out as such, and stops nothing."""
     try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):
-        return sum(values)
+        if max((abs(value) for value in values if math.isfinite(value)), default=0.0) < LARGE:
+            return math.fsum(values)
+        # Near the largest number a sum on the way may be too large where the end is not, and that would hang on their order.
+        total = math.fsum(value / LARGE for value in values)
+        return total * LARGE
+    except ValueError:
+        return math.nan  # an infinity of each sign
 
 
 def _extreme(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:
