@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -480,3 +480,10 @@ def test_an_alert_of_some_time_ago_is_found_again_by_its_samples() -> None:
     (then,) = firing(rule_of(3), parse("m > 0"), series, now)
     (later,) = firing(rule_of(3), parse("m > 0"), series, now + timedelta(seconds=4))
     assert (then.labels, then.value, then.since) == (later.labels, later.value, later.since - timedelta(seconds=4))
+
+
+def test_a_sum_too_large_on_the_way_does_not_hang_on_the_order() -> None:
+    values = [7.976931348623158e307, 1e308, -4.9896007738368e291]
+    made = [Series(labels={"__name__": "m", "x": str(place)}, points=((60.0, value),)) for place, value in enumerate(values)]
+    sums = {sample.value for order in permutations(made) for sample in evaluate(parse("sum(m)"), list(order), AT)}
+    assert sums == {1.7976931348623157e308}
