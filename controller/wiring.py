@@ -87,10 +87,6 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         spool = Spool(state / "inbox")
         following: Following | None = None
 
-        def newest() -> tuple[DesiredState, Observed] | None:
-            desired, observed = (following.memory.desired, following.observed) if following else (None, None)
-            return (desired, observed) if desired and observed else None
-
         def place(name: str, kind: str) -> str:
             found = [folder for top in ("jobs", "servers") if (folder := state / "engine" / top / name / kind).is_dir()]
             return f"{found[0]}/" if found else ""
@@ -101,7 +97,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             wake=wake,
             report=engine.report,
             push=metrics.push,
-            newest=newest,
+            newest=lambda: _newest(following),
             place=place,
             namespace=settings.namespace,
         )
@@ -221,17 +217,13 @@ def wire_in_cluster(
         spool = Spool(state / "inbox")
         following: Following | None = None
 
-        def newest() -> tuple[DesiredState, Observed] | None:
-            desired, observed = (following.memory.desired, following.observed) if following else (None, None)
-            return (desired, observed) if desired and observed else None
-
         receivers = inbox.Receivers(
             spool=spool,
             clock=clock,
             wake=wake,
             report=engine.report,
             push=metrics.push,
-            newest=newest,
+            newest=lambda: _newest(following),
             place=lambda name, kind: "",
             namespace=project.namespace,
             result=engine.take_result,
@@ -279,6 +271,12 @@ def wire_in_cluster(
             inbox_address=shared.inbox,
             isolation=f"Kubernetes in namespace {project.namespace}",
         )
+
+
+def _newest(following: Following | None) -> tuple[DesiredState, Observed] | None:
+    """What the last look came to; None before the first."""
+    desired, observed = (following.memory.desired, following.observed) if following else (None, None)
+    return (desired, observed) if desired and observed else None
 
 
 class Waker:
