@@ -77,13 +77,13 @@ def _registry(callbacks: Callbacks, kubeconfig: bool) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.event(GROUP, VERSION, "projects", registry=registry)
-    async def project(event: Mapping[str, Any], body: kopf.Body, **_: Any) -> None:
-        callbacks.project(_plain(body), event["type"] == "DELETED")
+    async def project(event: kopf.RawEvent, **_: Any) -> None:
+        callbacks.project(dict(event["object"]), event["type"] == "DELETED")
 
     def mirrored(kind: str, plural: str) -> None:
         @kopf.on.event(GROUP, VERSION, plural, registry=registry, id=f"mirror-{plural}")
-        async def mirror(event: Mapping[str, Any], body: kopf.Body, **_: Any) -> None:
-            callbacks.mirror(kind, _plain(body), event["type"] == "DELETED")
+        async def mirror(event: kopf.RawEvent, **_: Any) -> None:
+            callbacks.mirror(kind, dict(event["object"]), event["type"] == "DELETED")
 
     for kind, plural in (("Axon", "axons"), ("Release", "releases"), ("Version", "versions")):
         mirrored(kind, plural)
@@ -109,7 +109,3 @@ def _registry(callbacks: Callbacks, kubeconfig: bool) -> kopf.OperatorRegistry:
 
     kopf.on.login(registry=registry)(kopf.login_with_kubeconfig if kubeconfig else kopf.login_with_service_account)
     return registry
-
-
-def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in dict(body).items()}

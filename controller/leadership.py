@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from controller.adapters.cluster import LEASE, POD, Cluster
-from policies.errors import ConflictError, ControllerError
+from policies.errors import ControllerError
 from reconcilers.ports import Clock
 
 faults = logging.getLogger("myelin.faults")
@@ -143,10 +143,8 @@ class Leadership:
         while not self._ending.is_set():
             try:
                 self.look()
-            except ConflictError:
-                pass  # somebody wrote first: the next look tells who
             except ControllerError:
-                pass  # who cannot ask does not lead for long
+                pass  # who cannot ask does not lead for long; where somebody wrote first, the next look tells who
             except Exception as error:  # noqa: BLE001  without this thread nobody would ever lead again
                 faults.error("fault at the Lease", exc_info=error)
             if led != self.is_leader:

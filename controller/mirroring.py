@@ -14,7 +14,7 @@ from typing import Any
 
 from controller.adapters.cluster import AXON, PROJECT, RELEASE, VERSION, Cluster, Kind
 from controller.loop import Report
-from policies.conditions import conditions
+from policies.conditions import conditions, worst_of
 from policies.errors import ControllerError, RefusedError
 from policies.mirrors import Mirror, mirrors, shown
 from policies.terms.outcome import Outcome
@@ -227,8 +227,7 @@ def write_status(
     """Write an object's status where it is not so already."""
     meta, before = found["metadata"], found.get("status", {})
     generation = int(meta.get("generation", 1))
-    worst = next((item for item in outcomes if item.state == "stalled"), None)
-    worst = worst or next((item for item in outcomes if item.state == "waiting"), None)
+    worst = worst_of(outcomes)
     wanted = {
         **{key: value for key, value in status.items() if value is not None},
         "observedGeneration": generation,

@@ -34,9 +34,8 @@ def conditions(
         before: Its conditions until now.
         more: Further conditions, with `type`, `status`, `reason` and `message`.
     """
-    stalled = next((item for item in outcomes if item.state == "stalled"), None)
-    waiting = next((item for item in outcomes if item.state == "waiting"), None)
-    worst = stalled or waiting
+    stalled, waiting = _first(outcomes, "stalled"), _first(outcomes, "waiting")
+    worst = worst_of(outcomes)
     found = [_condition("Ready", worst is None, worst.reason if worst else "AsDesired", _words(worst))]
     # Of these two kstatus takes the first: what waits for a person has failed, whatever else still moves.
     if stalled is not None:
@@ -51,6 +50,15 @@ def conditions(
         item["lastTransitionTime"] = since or now.strftime("%Y-%m-%dT%H:%M:%SZ")
         item["observedGeneration"] = generation
     return found
+
+
+def worst_of(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The first that is stalled, else the first that waits; None when all is well."""
+    return _first(outcomes, "stalled") or _first(outcomes, "waiting")
+
+
+def _first(outcomes: Sequence[Outcome], state: str) -> Outcome | None:
+    return next((item for item in outcomes if item.state == state), None)
 
 
 def _condition(kind: str, holds: bool, reason: str, message: str) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Cluster:
         query = {"tailLines": str(last_lines)} | ({"previous": "true"} if previous else {})
         try:
             return self._send("GET", _path(POD, namespace, pod) + "/log", query).decode(errors="replace")
-        except (RefusedError, _MissingError):
+        except RefusedError:
             return ""  # gone, or its container never started
 
     def _ask(

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from controller.adapters.clock import SystemClock
 from controller.adapters.oci.layout import Layout
 from controller.project import Place
 from policies.terms.task import JobState, ServerState
+
+if TYPE_CHECKING:  # the client takes a second to import, and most answers do without
+    from controller.adapters.cluster import Cluster
+    from controller.adapters.oci.mirrored import MirroredLayout
+    from controller.projects import ProjectObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +40,8 @@ def store(place: Place) -> Layout:
     Raises:
         OutsideError: The cluster does not let us read the Project, or does not answer.
     """
-    from controller.adapters.cluster import PROJECT, Cluster
-    from controller.adapters.oci.mirrored import MirroredLayout
-    from controller.adapters.oci.registry import Registry
-    from controller.projects import open_project
-
-    cluster, folder = Cluster(), place.state / "store"
-    body = cluster.get(PROJECT, place.state.parent.name, place.state.name)
-    return Layout(folder) if body is None else MirroredLayout(folder, Registry(open_project(cluster, body).access))
+    opened = _opened(place)
+    return Layout(place.state / "store") if opened is None else opened[2]
 
 
 def printed(place: Place) -> list[Printed]:
@@ -50,16 +50,13 @@ def printed(place: Place) -> list[Printed]:
     Raises:
         OutsideError: The cluster does not let us read the Project, or does not answer.
     """
-    from controller.adapters.cluster import PROJECT, Cluster
     from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
-    from controller.projects import open_project
     from reconcilers.manifests.names import Placement
 
-    cluster = Cluster()
-    body = cluster.get(PROJECT, place.state.parent.name, place.state.name)
-    if body is None:
+    opened = _opened(place)
+    if opened is None:
         return []
-    project, layout = open_project(cluster, body), store(place)
+    cluster, project, layout = opened
     engine = ClusterEngine(
         cluster,
         Placement(namespace=project.namespace, project=project.name, registry=project.access.repository),
@@ -76,6 +73,21 @@ def printed(place: Place) -> list[Printed]:
         Printed(name=state.name, at=_since(state), labels=state.labels, text=engine.logs(state.name, last_bytes=1 << 20))
         for state in states
     ]
+
+
+def _opened(place: Place) -> tuple[Cluster, ProjectObject, MirroredLayout] | None:
+    """The cluster, the project and its store; None when the Project is gone."""
+    from controller.adapters.cluster import PROJECT, Cluster
+    from controller.adapters.oci.mirrored import MirroredLayout
+    from controller.adapters.oci.registry import Registry
+    from controller.projects import open_project
+
+    cluster = Cluster()
+    body = cluster.get(PROJECT, place.state.parent.name, place.state.name)
+    if body is None:
+        return None
+    project = open_project(cluster, body)
+    return cluster, project, MirroredLayout(place.state / "store", Registry(project.access))
 
 
 def _since(state: JobState | ServerState) -> float:

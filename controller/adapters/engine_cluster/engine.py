@@ -157,7 +157,8 @@ class ClusterEngine:
         found = {name: state for name, state in before.items() if name not in look.changed}
         for name in look.changed if look.states is not None else look.jobs:
             if name in ended:
-                found[name] = ended[name].state
+                # Whoever died between keeping what there is to know and deleting the Job left it for the next look.
+                found[name] = replace(ended[name].state, is_freed=name not in look.jobs)
             elif name in look.jobs:
                 found[name] = self._job_state(name, look.jobs[name], look)
         look.states, look.changed = dict(sorted(found.items())), set()
@@ -255,12 +256,11 @@ class ClusterEngine:
                 known = {"config": "configs", "service": "services", "deployment": "deployments"}[part]
                 applied = self._cluster.apply(kind, wanted[part])
                 self._note(name, partial(_take, known=known, name=name, found=applied))
-        if config is not None and (before is None or before.get("config") != config):
-            # A pod that changes is looked at by its node at once, and gets the new config with it.
-            digest = str(serving.identity(spec))[:20] + str(spec.labels.get("config", ""))[-20:]
-            for pod in look.pods.get(name, ()):
-                patch = {"metadata": {"annotations": {CONFIG: digest}}}
-                self._cluster.merge(POD, self._placement.namespace, pod["metadata"]["name"], patch)
+                if part == "config":
+                    # A pod that changes is looked at by its node at once, and gets the config as it is now with it.
+                    patch = {"metadata": {"annotations": {CONFIG: str(applied["metadata"]["resourceVersion"])}}}
+                    for pod in look.pods.get(name, ()):
+                        self._cluster.merge(POD, self._placement.namespace, _name(pod), patch)
         self._kept_servers.apply(name, wanted)
 
     def servers(self) -> Mapping[str, ServerState]:

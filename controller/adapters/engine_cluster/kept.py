@@ -6,7 +6,6 @@ Results lie in the registry too, signed, before their job may end: a controller 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.oci.layout import EMPTY, MANIFEST, ArtifactStore, Layout
+from controller.adapters.oci.layout import EMPTY, MANIFEST, ArtifactStore, Layout, disk_error, write_whole
 from controller.adapters.results import Result, unpack
 from policies.canonical import canonical
-from policies.errors import SilentError, TrustError
+from policies.errors import TrustError
 from policies.terms.digest import Digest
 from policies.terms.task import JobState
 from reconcilers.ports import Keys
@@ -151,9 +150,7 @@ class KeptJobs:
     def _keep(self, result: Result) -> dict[str, Digest]:
         kept = {}
         for kind, folder in sorted(result.folders.items()):
-            digest = self._artifacts.put_folder(folder)
-            self._layout.push(digest, tags=(f"artifact-{digest.removeprefix('sha256:')}",))
-            kept[kind] = digest
+            kept[kind] = self._artifacts.put_folder(folder)
         return kept
 
     def _place(self, name: str) -> Path:
@@ -182,10 +179,9 @@ class KeptServers:
         return self._applied.get(name)
 
     def apply(self, name: str, manifests: Mapping[str, Any]) -> None:
-        """Note what was applied."""
-        value = json.loads(json.dumps(manifests))
-        _write(self._folder / name / "applied.json", json.dumps(value).encode())
-        self._applied[name] = value
+        """Note what was applied, as JSON would give it back."""
+        _write(self._folder / name / "applied.json", json.dumps(manifests).encode())
+        self._applied[name] = dict(manifests)
 
     def keep_log(self, name: str, text: str, pods: Sequence[str]) -> None:
         """Keep what these pods printed, which go now."""
@@ -223,13 +219,8 @@ def _ended(place: Path) -> Ended:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="new-", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+        write_whole(path, data)
     except OSError as error:
-        raise SilentError(f"{path}: {error.strerror or error}", reason="DiskFull" if error.errno == 28 else "Disk") from error
+        raise disk_error(path, error) from error

@@ -40,7 +40,7 @@ class Layout:
         self.root = root
         (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         if not (root / "oci-layout").exists():
-            _write(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            write_whole(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
 
     @property
     def reference(self) -> str:
@@ -69,7 +69,7 @@ class Layout:
         """Keep bytes under their digest."""
         digest = digest_of(data)
         if not self.is_here(digest):
-            _write(self.place(digest), data)
+            write_whole(self.place(digest), data)
         return digest
 
     @contextmanager
@@ -165,7 +165,7 @@ class Layout:
             entry = {**self.descriptor(digest, MANIFEST), "annotations": {REF_NAME: name}, **(extra or {})}
             others = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) != name]
             index["manifests"] = sorted([*others, entry], key=lambda item: str(item["annotations"][REF_NAME]))
-            _write(self.root / "index.json", canonical(index))
+            write_whole(self.root / "index.json", canonical(index))
 
     def resolve(self, tag: str) -> Digest | None:
         """The manifest that a name stands for; None when nothing has that name."""
@@ -272,7 +272,8 @@ def disk_error(place: Path, error: OSError) -> OutsideError:
     return SilentError(f"{place}: {error.strerror or error}", reason="DiskFull" if error.errno == 28 else "Disk")
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, safe on disk."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix="new-", delete=False) as file:
         file.write(data)
         file.flush()
