@@ -14,6 +14,7 @@ from policies.terms.digest import Digest
 from policies.terms.document import LoadedDocument
 from policies.terms.event import Alert, Event
 from policies.terms.metrics import AlertRule, Target
+from policies.terms.proposal import Approval, PullRequest, StatusState
 from policies.terms.record import Entry, Statement
 from policies.terms.revision import CommitFacts
 from policies.terms.task import ImageSpec, ImageState, JobSpec, JobState, ServerSpec, ServerState
@@ -97,6 +98,36 @@ class Repository(Protocol):
             ConflictError: The branch moved meanwhile.
             RefusedError: The server refuses the push.
             SilentError: The server does not answer.
+        """
+        ...
+
+    def propose(
+        self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime, expected: str
+    ) -> str:
+        """Commit `changes` on `parent` and make it the tip of a branch of ours, whatever that was based on before.
+
+        Args:
+            branch: A branch that is the controller's own, below `myelin/`; never the one that is followed.
+            parent: What the commit is based on.
+            changes: Path -> new content; None removes.
+            message: Commit message with trailers.
+            at: Author and committer instant.
+            expected: The tip that the branch must still have; empty when it must not exist yet.
+        Returns:
+            The new commit; equal arguments make an equal one.
+        Raises:
+            ConflictError: Somebody else moved the branch meanwhile.
+            RefusedError: The server refuses the push.
+            SilentError: The server does not answer.
+        """
+        ...
+
+    def withdraw(self, *, branch: str, expected: str) -> None:
+        """Delete a branch of ours if its tip still is `expected`; one that is gone is passed over.
+
+        Raises:
+            ConflictError: Somebody else moved the branch meanwhile.
+            OutsideError: As for `propose`.
         """
         ...
 
@@ -240,6 +271,54 @@ class Inbox(Protocol):
         ...
 
 
+class Forge(Protocol):
+    """Pull requests and statuses of one repository. Every method raises `OutsideError`s only.
+
+    RefusedError says which permission the token lacks; SilentError also stands for a rate limit.
+    """
+
+    def find(self, head: str) -> PullRequest | None:
+        """The newest pull request from the branch `head` of this repository, in whatever state; None when there never was one."""
+        ...
+
+    def open(
+        self, *, head: str, base: str, title: str, body: str, labels: Sequence[str], reviewers: Sequence[str]
+    ) -> PullRequest:
+        """Ask for `head` to be merged into `base`; an open one for the same two is returned as it is.
+
+        Labels that the repository lacks are made. A reviewer that the forge refuses is left out.
+        """
+        ...
+
+    def update(self, number: int, *, title: str, body: str) -> None:
+        """Rewrite title and body, Markdown."""
+        ...
+
+    def close(self, number: int, *, comment: str) -> None:
+        """Close without merging, and say why; one that is not open any more is left alone."""
+        ...
+
+    def comment(self, number: int, *, marker: str, body: str) -> None:
+        """Say something once: a comment of ours that holds `marker` (an HTML comment) is rewritten, else a new one is made."""
+        ...
+
+    def approvals(self, number: int) -> tuple[Approval, ...]:
+        """Who approved it, oldest first; whoever took the approval back or asked for changes since then is left out."""
+        ...
+
+    def set_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str = "") -> None:
+        """Set the status of a commit under one name.
+
+        Args:
+            commit: 40 hexadecimal characters.
+            context: Its name, `myelin/digits`.
+            state: How it stands.
+            text: One line, at most 140 characters.
+            url: Where to read more; empty for nowhere.
+        """
+        ...
+
+
 class Keys(Protocol):
     """The controller's signing key. It never leaves the adapter."""
 
@@ -290,3 +369,5 @@ class Ports:
     keys: Keys
     documents: Documents
     clock: Clock
+    forge: Forge | None = None
+    """None: this project has none."""

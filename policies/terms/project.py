@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from policies.terms.document_types import Document
+from policies.terms.document_types import Document, Instant, Quantity
 
 GIT_URL = r"^([a-z][a-z0-9+.-]*://([^\s/:@]+@)?[^\s/@]*(/\S*)?|[^\s/:-][^\s/:]*:/?[^\s/:]\S*|/\S*)$"
 """A URL, `host:path` as in SSH, or a path; a password in it would be shown to whoever may read the object."""
@@ -60,8 +60,19 @@ class Signer(Document):
     name: str
     ssh: str | None = None
     openpgp: str | None = None
+    """An armored OpenPGP certificate."""
     identity: str | None = None
+    """A Sigstore identity: the address or URI in the certificate's subject alternative name."""
     issuer: str | None = None
+    """Who vouches for that identity, `https://accounts.example.com`."""
+    paths: tuple[str, ...] = ()
+    """What this signer may change; empty: everything."""
+    valid_from: Instant | None = None
+    """Commits before it are not this signer's; none: always."""
+    valid_until: Instant | None = None
+    """Commits from it on are not this signer's; none: for ever."""
+    revoked: str = ""
+    """Why nothing that this key signs counts any more; the signer stays named, so that messages can say so."""
 
     @model_validator(mode="after")
     def _one_key(self) -> Signer:
@@ -79,6 +90,8 @@ class Trust(Document):
     ancestors: bool = True
     since: str = ""
     unsafe_unsigned_commits: bool = False
+    sigstore_root: str = ""
+    """A Sigstore trusted root as JSON, for signers with an identity; empty: that of the public good instance."""
 
     @model_validator(mode="after")
     def _names_once(self) -> Trust:
@@ -88,6 +101,16 @@ class Trust(Document):
         return self
 
 
+class SecretKey(Document):
+    """One key of a Secret."""
+
+    name: SecretName
+    key: str = "token"
+
+
+WriteBackMode = Literal["commit", "pull-request", "manual"]
+
+
 class Author(Document):
     """The controller's identity in commits."""
 
@@ -95,21 +118,76 @@ class Author(Document):
     email: str = "myelin@localhost"
 
 
+class TokenFrom(Document):
+    """Where a token lies; exactly one of the three. It is never in the repository itself."""
+
+    env: str | None = None
+    """Name of an environment variable of the controller."""
+    file: str | None = None
+    """A file on the controller's machine that only its owner may read."""
+    secret: SecretKey | None = None
+    """A key of a Secret beside the Project object."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> TokenFrom:
+        if sum(value is not None for value in (self.env, self.file, self.secret)) != 1:
+            raise ValueError("expected exactly one of env, file and secret")
+        return self
+
+
 class Forge(Document):
     """Where pull requests are made."""
 
     type: Literal["github", "gitlab", "gitea"]
     url: str = ""
-    token_from: dict[str, Any] | None = None
+    """Root of the forge, `https://git.example.com`; empty: the host of the repository's URL."""
+    repository: str = ""
+    """`owner/name` there, on GitLab with its groups; empty: the path of the repository's URL."""
+    token_from: TokenFrom | None = None
+
+
+class Review(Document):
+    """What a pull request of the controller asks for."""
+
+    labels: tuple[str, ...] = ("myelin",)
+    reviewers: tuple[str, ...] = ()
+    """User names on the forge."""
+    approvals: int = Field(default=0, ge=0, le=100)
+    """How many people must approve the very evidence before its status says success."""
+    author_is_enough: bool = True
+    """Whether the author of the training commit may be the only one who approves."""
 
 
 class WriteBack(Document):
     """What the controller may commit, and how."""
 
-    mode: Literal["commit", "pull-request", "manual"] = "commit"
+    mode: WriteBackMode | None = None
+    """None: `pull-request` where there is a forge, else `commit`."""
+    rollbacks: WriteBackMode | None = None
+    """How a version that an alert condemned is taken out for good; None: as `mode`. Its traffic moves at once in any case."""
     author: Author = Author()
     forge: Forge | None = None
+    review: Review = Review()
     paths: tuple[str, ...] = ("versions/", "releases/")
+
+    @property
+    def promotion_mode(self) -> WriteBackMode:
+        """How versions come in."""
+        return self.mode or ("pull-request" if self.forge else "commit")
+
+    @property
+    def rollback_mode(self) -> WriteBackMode:
+        """How versions are taken out."""
+        return self.rollbacks or self.promotion_mode
+
+
+class Source(Document):
+    """What of a repository is read."""
+
+    submodules: bool = False
+    """Whether the content of submodules is part of a source folder."""
+    largest_file: Quantity = "100Mi"
+    """Files of a source folder above it are refused before they are read."""
 
 
 class Builder(Document):
@@ -168,6 +246,7 @@ class ProjectSpec(Document):
     paths: tuple[str, ...] = ()
     trust: Trust = Trust()
     write_back: WriteBack = WriteBack()
+    source: Source = Source()
     builder: Builder = Builder()
     policies: tuple[Policy, ...] = ()
     limits: Limits = Limits()
