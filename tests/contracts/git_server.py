@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,10 +19,14 @@ class GitServer:
 
     Args:
         folder: Where the repositories are.
+        tls: What it speaks TLS with; None: it speaks plain HTTP.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
+        self.folder, self._scheme = folder, "https" if tls else "http"
+        self.asked: list[tuple[str, str, bytes]] = []
+        """Method, path and body of every request."""
+        self.speaks_version_2 = True
         self.refusal: int | None = None
         """Status that every request gets instead of an answer."""
         self.needs: str = ""
@@ -32,6 +38,23 @@ class GitServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                if tls is not None:  # here, not where connections are accepted: a client that says nothing blocks only itself
+                    self.request.settimeout(20)
+                    self.request = tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+                    try:
+                        self.request.do_handshake()
+                    except OSError:
+                        self.request.close()
+                        raise
+                super().setup()
+
+            def finish(self) -> None:
+                with contextlib.suppress(OSError, ValueError):
+                    super().finish()
+                if tls is not None:
+                    self.request.close()
+
             def do_GET(self) -> None:
                 server.answer(self)
 
@@ -41,7 +64,7 @@ class GitServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -53,7 +76,7 @@ class GitServer:
 
     def url(self, name: str) -> str:
         """URL of a repository."""
-        return f"http://{self.address}/{name}"
+        return f"{self._scheme}://{self.address}/{name}"
 
     def close(self) -> None:
         """Answer nobody any more."""
@@ -64,6 +87,7 @@ class GitServer:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request: a refusal, or what Git's backend says."""
         body = _body(request)
+        self.asked.append((request.command, request.path, body))
         if self.refusal is not None or (self.needs and request.headers.get("Authorization") != self.needs):
             status = self.refusal or 401
             request.send_response(status)
@@ -99,12 +123,12 @@ class GitServer:
             "GIT_CONFIG_KEY_1": "safe.directory",
             "GIT_CONFIG_VALUE_1": "*",
             "REQUEST_METHOD": request.command,
-            "PATH_INFO": parts.path,
+            "PATH_INFO": parts.path,  # also of the whole URL that a proxy is asked for
             "QUERY_STRING": parts.query,
             "CONTENT_TYPE": request.headers.get("Content-Type", ""),
             "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
-            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
+            "GIT_PROTOCOL": request.headers.get("Git-Protocol", "") if self.speaks_version_2 else "",
             "REMOTE_USER": "somebody",
             "REMOTE_ADDR": "127.0.0.1",
         }
@@ -112,10 +136,15 @@ class GitServer:
         return done.stdout
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not like our certificate, or we its own, is no fault of the test."""
+
+
 @contextmanager
-def git_server(folder: Path) -> Iterator[GitServer]:
+def git_server(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[GitServer]:
     """A Git server as long as the block lasts."""
-    server = GitServer(folder)
+    server = GitServer(folder, tls)
     try:
         yield server
     finally:

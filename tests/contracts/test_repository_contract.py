@@ -1,20 +1,22 @@
-"""What a repository promises: the simulated one, a real one by path, and a real one behind a Git server by HTTP."""
+"""What a repository promises: the simulated one, and a real one by path, by HTTP and by SSH."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from controller.adapters.git import GitRepository, init_bare
+from controller.adapters.git import GitAccess, GitRepository, access_from, init_bare
 from controller.adapters.keys import SshKey
 from controller.trustfile import signers_of
 from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, SilentError
 from reconcilers.ports import Repository
 from tests.contracts.git_server import GitServer, git_server
+from tests.contracts.ssh_server import SshServer, ssh_server
 from tests.fakes.repository import FakeRepository
 from tests.fakes.wiring import CONTROLLER, PERSON
 from tests.fakes.world import World
@@ -25,28 +27,42 @@ AT = datetime(2026, 1, 31, 12, 0, 7, 250_000, tzinfo=UTC)
 class Origin:
     """A repository that several people open, each with a mirror of their own."""
 
-    def __init__(self, kind: str, folder: Path, url: str = "") -> None:
-        self.kind, self.folder, self.url = kind, folder, url
+    def __init__(self, kind: str, folder: Path, url: str = "", access: GitAccess | None = None) -> None:
+        self.kind, self.folder, self.url, self.access = kind, folder, url, access
         self.world = World()
         self.opened: list[GitRepository] = []
 
     def open(self, key: SshKey | None = CONTROLLER) -> Repository:
         if self.kind == "fake":
             return FakeRepository(self.world, key, signers_of=signers_of)
-        made = GitRepository(self.url, self.folder / f"mirror-{len(self.opened)}", key, signers_of=signers_of)
+        mirror = self.folder / f"mirror-{len(self.opened)}"
+        made = GitRepository(self.url, mirror, key, signers_of=signers_of, access=self.access)
         self.opened.append(made)
         return made
 
 
-@pytest.fixture(params=["fake", "path", "http"])
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server(tmp_path_factory.mktemp("sshd") / "server") as server:
+        yield server
+
+
+@pytest.fixture(params=["fake", "path", "http", "ssh"])
 def origin(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Origin]:
     if request.param == "fake":
         yield Origin("fake", tmp_path)
         return
-    init_bare(tmp_path / "served" / "origin.git")
-    with git_server(tmp_path / "served") as server:
-        url = server.url("origin.git") if request.param == "http" else str(tmp_path / "served" / "origin.git")
-        made = Origin(request.param, tmp_path, url)
+    bare = tmp_path / "served" / "origin.git"
+    init_bare(bare)
+    with ExitStack() as closing:
+        url, access = str(bare), None
+        if request.param == "http":
+            url = closing.enter_context(git_server(tmp_path / "served")).url("origin.git")
+        if request.param == "ssh":
+            server: SshServer = request.getfixturevalue("sshd")
+            url = server.url(bare)
+            access = access_from({"identity": server.key(), "known_hosts": server.known_hosts}, url, origin="test")
+        made = Origin(request.param, tmp_path, url, access)
         yield made
         for repository in made.opened:
             repository.close()
@@ -140,6 +156,18 @@ def test_facts_are_told_in_order_with_signatures_paths_and_signers(origin: Origi
     assert reader.facts(since=third, until=third) == ()
 
 
+def test_somebody_else_may_be_named_as_author(origin: Origin) -> None:
+    repository = origin.open()
+    named = "Ada <ada@example.com>"
+    first = repository.push(branch="main", parent="", changes={"a": b"1"}, message="x\n", at=AT, author=named)
+    second = repository.propose(
+        branch="myelin/x", parent=first, changes={"a": b"2"}, message="x\n", at=AT, expected="", author=named
+    )
+    facts = repository.facts(since="", until=second)
+    assert [item.author for item in facts] == [named, named]
+    assert [item.signature and item.signature.key for item in facts] == [CONTROLLER.public()] * 2
+
+
 @pytest.mark.parametrize("late", ["behind", "empty"])
 def test_a_lost_race_is_a_conflict_and_changes_nothing(origin: Origin, late: str) -> None:
     one, other = origin.open(), origin.open()
@@ -161,6 +189,66 @@ def test_branches_do_not_know_of_each_other(origin: Origin) -> None:
     ledger = push(repository, "", {"b": b"1"}, branch="myelin/ledger")
     assert (repository.fetch("main"), repository.fetch("myelin/ledger")) == (main, ledger)
     assert [item.path for item in repository.files(ledger)] == ["b"]
+
+
+def propose(repository: Repository, parent: str, content: bytes, *, expected: str, branch: str = "myelin/release-x") -> str:
+    return repository.propose(branch=branch, parent=parent, changes={"a": content}, message="ask\n", at=AT, expected=expected)
+
+
+def test_a_proposal_is_rebased_onto_whatever_its_base_became(origin: Origin) -> None:
+    one, other = origin.open(), origin.open()
+    first = push(one, "", {"a": b"1", "b": b"1"})
+    asked = propose(one, first, b"2", expected="")
+    second = push(one, first, {"b": b"2"})
+    again = propose(one, second, b"2", expected=asked)
+    assert other.fetch("myelin/release-x") == one.fetch("myelin/release-x") == again != asked
+    assert dict(other.read_many(again, ["a", "b"])) == {"a": b"2", "b": b"2"}
+    assert other.fetch("main") == second
+    assert [item.parents for item in other.facts(since=second, until=again)] == [(second,)]
+
+
+def test_equal_proposals_are_one_whoever_saw_what(origin: Origin) -> None:
+    one, other = origin.open(), origin.open()
+    first = push(one, "", {"a": b"1"})
+    assert other.fetch("main") == first
+    assert propose(one, first, b"2", expected="") == propose(other, first, b"2", expected="") == one.fetch("myelin/release-x")
+
+
+def test_a_proposal_that_somebody_else_moved_is_left_alone(origin: Origin) -> None:
+    one, person = origin.open(), origin.open(PERSON)
+    first = push(one, "", {"a": b"1"})
+    asked = propose(one, first, b"2", expected="")
+    assert person.fetch("myelin/release-x") == asked
+    theirs = push(person, asked, {"a": b"3"}, branch="myelin/release-x")
+    for expected in (asked, "", first):
+        with pytest.raises(ConflictError):
+            propose(one, first, b"4", expected=expected)
+    with pytest.raises(ConflictError):
+        one.withdraw(branch="myelin/release-x", expected=asked)
+    assert one.fetch("myelin/release-x") == theirs
+
+
+def test_a_proposal_is_withdrawn_once_and_may_be_made_again(origin: Origin) -> None:
+    one, other = origin.open(), origin.open()
+    first = push(one, "", {"a": b"1"})
+    asked = propose(one, first, b"2", expected="")
+    assert other.fetch("myelin/release-x") == asked
+    one.withdraw(branch="myelin/release-x", expected=asked)
+    one.withdraw(branch="myelin/release-x", expected=asked)
+    assert one.fetch("myelin/release-x") == other.fetch("myelin/release-x") == ""
+    assert propose(other, first, b"2", expected="") == asked == one.fetch("myelin/release-x")
+    assert one.fetch("main") == first
+
+
+@pytest.mark.parametrize("branch", ["main", "myelin/ledger", "people/myelin/x"])
+def test_branches_of_people_and_the_ledger_are_neither_rewritten_nor_deleted(origin: Origin, branch: str) -> None:
+    one = origin.open()
+    first = push(one, "", {"a": b"1"}, branch=branch)
+    with pytest.raises(RefusedError, match="expected one below myelin/"):
+        propose(one, first, b"2", expected=first, branch=branch)
+    with pytest.raises(RefusedError, match="expected one below myelin/"):
+        one.withdraw(branch=branch, expected=first)
+    assert one.fetch(branch) == first
 
 
 @pytest.mark.parametrize("path", ["../a", "/a", ".git/config", "a/../b", "a//b", ""])

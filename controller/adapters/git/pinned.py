@@ -1,0 +1,172 @@
+"""Other repositories: one commit at a time, without history, for those who build from it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from controller.adapters.git.access import GitAccess, scan
+from controller.adapters.git.mirror import FETCH, Mirror
+from controller.adapters.git.program import GitFailed
+from controller.adapters.git.refusals import outside
+from controller.adapters.git.urls import host_of, local_path, mirror_name, shown
+from policies.errors import DesiredStateError, OutsideError, RefusedError
+from policies.terms.source import Elsewhere, Resolved
+from reconcilers.ports import TreeFile
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNASKED = ("not our ref", "unadvertised object", "couldn't find remote ref")
+"""What a server says that gives out its branches and tags, but no commit by its name."""
+
+
+class Pinned(Mirror):
+    """Single commits of a repository. Its mirror knows no history, so it is never that of a branch that is followed."""
+
+    def resolve(self, revision: str) -> str:
+        """The commit that a branch, tag or commit is now, which is then here.
+
+        Args:
+            revision: As Git reads names, tags before branches; empty for the repository's default branch.
+
+        Raises:
+            OutsideError: The repository does not answer, refuses, or has nothing of that name.
+        """
+        if _COMMIT.fullmatch(revision):
+            self.bring(revision)
+            return revision
+        ref = f"refs/myelin/named/{mirror_name(revision)}"
+        with self._writing():
+            self._ask(f"{revision or 'the default branch'} of {shown(self.url)}", f"+{revision or 'HEAD'}:{ref}", "--depth=1")
+            commit = self._run("rev-parse", "--verify", f"{ref}^{{commit}}").strip()
+            self._keep(commit)
+        return commit
+
+    def bring(self, commit: str) -> None:
+        """Make one commit be here, with all of its files and nothing before it.
+
+        Raises:
+            OutsideError: The repository does not answer, refuses, or has no such commit.
+        """
+        if self._is_here(commit):
+            return
+        what = f"{commit[:12]} of {shown(self.url)}"
+        with self._writing():
+            try:
+                self._ask(what, f"+{commit}:{_place(commit)}", "--depth=1")
+                return
+            except _NotGiven:
+                pass
+            # The server gives out no commit by its name: all branches and tags are asked for, and then it is among them or not.
+            args = ["--unshallow"] if (self._mirror / "shallow").exists() else []
+            self._ask(what, "+refs/heads/*:refs/myelin/all/heads/*", "+refs/tags/*:refs/myelin/all/tags/*", *args)
+            if not self._objects.info(commit):
+                raise RefusedError(f"{what}: expected this commit there, there is none", reason="RevisionMissing")
+            self._keep(commit)
+
+    def prove(self) -> None:
+        """See that the server lets us read: what others brought here may be nothing for us.
+
+        Raises:
+            OutsideError: It does not, or it does not answer.
+        """
+        if local_path(self.url) is None:
+            try:
+                self._git.run("ls-remote", "--quiet", self.url, "HEAD", env=self._login.environment)
+            except GitFailed as error:
+                raise outside(f"look at {shown(self.url)}", str(error), scan=scan(self.url)) from error
+
+    def _is_here(self, commit: str) -> bool:
+        return (self._mirror / _place(commit)).exists() and self._objects.info(commit) is not None
+
+    def _keep(self, commit: str) -> None:
+        self._run("update-ref", _place(commit), commit)
+
+    def _ask(self, what: str, *args: str) -> None:
+        options, refspecs = [item for item in args if item.startswith("--")], [item for item in args if not item.startswith("--")]
+        try:
+            self._git.run(*FETCH, *options, self.url, *refspecs, env=self._login.environment)
+        except GitFailed as error:
+            if any(word in str(error) for word in _UNASKED):
+                raise _NotGiven(f"{what}: expected a branch, tag or commit of that name, there is none") from error
+            raise outside(what, str(error), scan=scan(self.url)) from error
+
+
+class _NotGiven(RefusedError):
+    default_reason = "RevisionMissing"
+
+
+class OtherRepositories:
+    """Implements `reconcilers.ports.Sources`.
+
+    Args:
+        folder: Where mirrors go, one for each repository; several projects may share it.
+        url: The repository that is followed.
+        access: How its server is reached; others on the same host are reached the same way.
+        secret: Reads the access that a manifest names; None: a machine's user has their own set-up, and secrets mean nothing.
+        is_shared: Whether the machine is shared with other projects, whose paths on disk are no repositories for this one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        access: GitAccess | None = None,
+        *,
+        secret: Callable[[Elsewhere], GitAccess] | None = None,
+        is_shared: bool = False,
+    ) -> None:
+        self._folder, self._url, self._access = folder, url, access
+        self._secret, self._is_shared = secret, is_shared
+        self._open: dict[Elsewhere, Pinned] = {}
+        self._guard = threading.Lock()
+
+    def resolve(self, source: Elsewhere, folders: Sequence[str]) -> Resolved:
+        """Which commit a revision is now, with the tree ids of folders in it."""
+        mirror = self._mirror(source)
+        commit = mirror.resolve(source.revision)
+        trees = {folder: mirror.tree_id(commit, folder) for folder in folders}
+        return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees)
+
+    def files(self, source: Elsewhere, commit: str, folder: str) -> tuple[TreeFile, ...]:
+        """All files below a folder of a commit, which is fetched again where it is not here any more."""
+        mirror = self._mirror(source)
+        mirror.bring(commit)
+        return mirror.files(commit, folder)
+
+    def read_many(self, source: Elsewhere, commit: str, paths: Sequence[str]) -> Mapping[str, bytes]:
+        """Contents of several files of a commit."""
+        return self._mirror(source).read_many(commit, paths)
+
+    def close(self) -> None:
+        """End helper processes, and forget logins."""
+        with self._guard:
+            for mirror in self._open.values():
+                mirror.close()
+            self._open.clear()
+
+    def _mirror(self, source: Elsewhere) -> Pinned:
+        with self._guard:
+            if source not in self._open:
+                if self._is_shared and local_path(source.repo) is not None:
+                    text = f"{source}: expected a URL of a Git server, got a path of the controller's machine"
+                    raise DesiredStateError(text, reason="BadUrl")
+                access = self._access_for(source)
+                mirror = Pinned(source.repo, self._folder / f"{mirror_name(source.repo)}-pinned", access)
+                try:
+                    mirror.prove()
+                except OutsideError:
+                    mirror.close()
+                    raise
+                self._open[source] = mirror
+            return self._open[source]
+
+    def _access_for(self, source: Elsewhere) -> GitAccess | None:
+        if source.secret and self._secret is not None:
+            return self._secret(source)
+        return self._access if host_of(source.repo) == host_of(self._url) else None
+
+
+def _place(commit: str) -> str:
+    return f"refs/myelin/pins/{commit}"

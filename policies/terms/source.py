@@ -1,0 +1,35 @@
+"""Source in another repository: where a manifest says that it is, and which commit that came to for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What a manifest says of another repository."""
+
+    repo: str
+    """URL, without a password."""
+    revision: str
+    """Branch, tag or commit; empty: the repository's own default branch."""
+    secret: str = ""
+    """Name of the Secret with an SSH key for it; empty for none."""
+    secret_key: str = ""
+    """Which of its keys is the private one; empty: `identity`."""
+
+    def __str__(self) -> str:
+        return f"{self.repo} at {self.revision or 'its default branch'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What another repository's revision came to."""
+
+    repo: str
+    revision: str
+    commit: str
+    """40 hexadecimal characters."""
+    trees: Mapping[str, str] = field(default_factory=dict)
+    """Source folder of that commit -> Git tree id; empty where the folder is missing."""
