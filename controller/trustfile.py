@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from controller.adapters.documents import YamlDocuments
+from controller.adapters.signatures import SignatureReader
+from controller.adapters.signatures.gitsign import Gitsign
+from controller.adapters.signatures.openpgp import primary_fingerprint
 from policies.errors import DesiredStateError, TrustError
 from policies.terms.document_types import Document
-from policies.terms.project import Project, Signer
+from policies.terms.project import Project, Signer, Trust
 from policies.terms.revision import Pin, TrustedKey
 from policies.writeback import same_key
 
@@ -26,7 +29,16 @@ class TrustFile(Document):
     images: tuple[str, ...] = ()
     """Public keys of images, PEM."""
     since: str = ""
+    ancestors: bool = True
+    """Whether every commit since then must be signed; else a trusted tip vouches for what lies below it."""
+    sigstore_root: str = ""
+    """A Sigstore trusted root as JSON, for signers with an identity; empty: that of the public good instance."""
     unsafe_unsigned_commits: bool = False
+
+    @model_validator(mode="after")
+    def _as_in_a_project(self) -> TrustFile:
+        Trust(signers=self.signers, since=self.since)
+        return self
 
 
 def read_trust(path: Path | None) -> TrustFile:
@@ -43,9 +55,7 @@ def read_trust(path: Path | None) -> TrustFile:
     except OSError as error:
         raise DesiredStateError(f"trust file {path}: expected a file, got {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DesiredStateError(f"trust file {path}: {place}: expected `signers` with name and ssh: {first['msg']}") from error
+        raise DesiredStateError(f"trust file {path}: {_first_fault(error)}") from error
 
 
 def pin_of(trust: TrustFile, own: str) -> Pin:
@@ -56,26 +66,75 @@ def pin_of(trust: TrustFile, own: str) -> Pin:
         own: The controller's public key that this machine has; empty when it has none.
 
     Raises:
-        TrustError: The file pins another key of the controller.
+        TrustError: The file pins another key of the controller, or an OpenPGP certificate or Sigstore root that cannot be read.
     """
     if trust.controller and own and not same_key(trust.controller, own):
         raise TrustError("trust file: `controller` pins another key than this state folder has; take that key, or pin this one")
     key = trust.controller or own
+    if trust.sigstore_root:
+        Gitsign(trust.sigstore_root).check_root()
     return Pin(
-        signers=_keys(trust.signers),
+        signers=tuple(_trusted(signer) for signer in trust.signers),
         controller=TrustedKey(name=CONTROLLER, key=" ".join(key.split()[:2])) if key else None,
         since=trust.since,
+        ancestors=trust.ancestors,
         unsafe_unsigned=trust.unsafe_unsigned_commits,
     )
+
+
+def signature_reader(trust: TrustFile) -> SignatureReader:
+    """What reads the signatures of a repository that is pinned like this.
+
+    Raises:
+        TrustError: As for `pin_of`.
+    """
+    signers = tuple(_trusted(signer) for signer in trust.signers)
+    return SignatureReader(signers, list_of=signers_of, sigstore_root=trust.sigstore_root)
 
 
 def signers_of(text: bytes) -> tuple[TrustedKey, ...]:
     """The signers that a `myelin.yaml` names; none where it cannot be read, so that nobody is trusted by accident."""
     try:
-        return _keys(Project.model_validate(YamlDocuments().load(text, "myelin.yaml").value).spec.trust.signers)
-    except (ValueError, DesiredStateError):
+        project = Project.model_validate(YamlDocuments().load(text, "myelin.yaml").value)
+        return tuple(_trusted(signer) for signer in project.spec.trust.signers)
+    except (ValueError, DesiredStateError, TrustError):
         return ()
 
 
-def _keys(signers: tuple[Signer, ...]) -> tuple[TrustedKey, ...]:
-    return tuple(TrustedKey(name=signer.name, key=" ".join(signer.ssh.split()[:2])) for signer in signers if signer.ssh)
+def _trusted(signer: Signer) -> TrustedKey:
+    """A signer as trust knows it.
+
+    Raises:
+        TrustError: The OpenPGP certificate cannot be read.
+    """
+    kind, certificate = signer.kind, ""
+    if signer.openpgp is not None:
+        certificate = signer.openpgp.strip()
+        try:
+            key = f"openpgp {primary_fingerprint(certificate)}"
+        except TrustError as error:
+            raise TrustError(f"signer {signer.name}: {error.message}", reason=error.reason) from error
+    elif signer.ssh is not None:
+        key = " ".join(signer.ssh.split()[:2])
+    else:
+        key = f"{signer.identity} {signer.issuer}"
+    return TrustedKey(
+        name=signer.name,
+        kind=kind,
+        key=key,
+        certificate=certificate,
+        paths=signer.paths,
+        valid_from=signer.valid_from,
+        valid_until=signer.valid_until,
+        revoked=signer.revoked,
+    )
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong: field, and what was expected."""
+    first = error.errors()[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    what = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if first["type"] == "extra_forbidden":
+        what = "expected a key that a trust file has, got this one"
+    return f"{where}: {what}" if where else what

@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +18,34 @@ SIGNERS_FILE, RELEASE, SOURCE = "myelin.yaml", "releases/digits/web.yaml", "src/
 Tree = Mapping[str, Any]
 
 
-def key_of(name: str) -> TrustedKey:
-    return TrustedKey(name=name, key=f"ssh-ed25519 AAAA{name}")
+def key_of(name: str, **limits: Any) -> TrustedKey:
+    """Somebody's key, each of another kind."""
+    if name == "bob":
+        return TrustedKey(
+            name=name, kind="openpgp", key=f"openpgp {name.upper()}", certificate=f"certificate of {name}", **limits
+        )
+    if name == "carol":
+        return TrustedKey(name=name, kind="sigstore", key=f"{name}@example.org https://issuer.example", **limits)
+    return TrustedKey(name=name, key=f"ssh-ed25519 AAAA{name}", **limits)
+
+
+def signature_of(name: str, at: datetime, *, valid: bool = True) -> Signature:
+    if not name:
+        return Signature(key="", fingerprint="", valid=valid)
+    key = key_of(name)
+    return Signature(
+        kind=key.kind,
+        # An OpenPGP signature is made by a key of the certificate, not always the primary one.
+        key="openpgp SUBKEY" if key.certificate else key.key,
+        fingerprint=f"SHA256:{name}",
+        valid=valid,
+        at=None if key.kind == "ssh" else at,
+        certificates=(key.certificate,) if key.certificate and valid else (),
+    )
+
+
+def entry(named: str | TrustedKey) -> TrustedKey:
+    return named if isinstance(named, TrustedKey) else key_of(named)
 
 
 def pin_of(*names: str, unsafe: bool = False, since: str = "") -> Pin:
@@ -33,24 +60,22 @@ class History:
     trees: dict[str, Tree] = field(default_factory=dict)
     by: dict[str, str] = field(default_factory=dict)
 
-    def add(self, parents: Sequence[str], tree: Tree, by: str) -> str:
+    def add(self, parents: Sequence[str], tree: Tree, by: str, at: datetime = NOW) -> str:
         name = f"{len(self.facts):040x}"
         before = self.trees[parents[0]] if parents else {}
         changed = tuple(sorted(path for path in {*tree, *before} if tree.get(path) != before.get(path)))
         signer = {"unreadable": "", "changed afterwards": "alice"}.get(by, by)
-        signature = Signature(
-            key=key_of(signer).key if signer else "", fingerprint=f"SHA256:{signer}", valid=by != "changed afterwards"
-        )
+        signature = signature_of(signer, at, valid=by != "changed afterwards")
         facts = CommitFacts(
             commit=name,
             parents=tuple(parents),
-            at=NOW,
+            at=at,
             author="alice <alice@localhost>",
             subject="change",
             message="change\n\nMyelin-Run: x\n",
             signature=None if by == "unsigned" else signature,
             changed_paths=changed,
-            signers=tuple(map(key_of, tree[SIGNERS_FILE])) if SIGNERS_FILE in changed else None,
+            signers=tuple(map(entry, tree[SIGNERS_FILE])) if SIGNERS_FILE in changed else None,
         )
         self.facts.append(facts)
         self.trees[name], self.by[name] = tree, by
@@ -247,8 +272,8 @@ def test_a_signer_comes_back_by_a_signed_commit_only(history: History) -> None:
     (state,) = history.judge(pin_of("alice", "bob", unsafe=True), tip_of(history))
     for commit in state.signer_of:
         if history.by[commit] == "unsigned" and history.parents(commit):
-            after = {key.name for key in state.signers_after[commit]}
-            assert all(after <= {key.name for key in state.signers_after[parent]} for parent in history.parents(commit))
+            after = {key.name for key in state.standing[commit].signers}
+            assert all(after <= {key.name for key in state.standing[parent].signers} for parent in history.parents(commit))
 
 
 def test_an_unsigned_merge_of_an_old_line_does_not_bring_a_signer_back() -> None:
