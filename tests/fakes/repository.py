@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from controller.adapters.git.repository import check_ours
 from controller.adapters.keys import SshKey
 from policies.errors import ConflictError, DesiredStateError
 from policies.terms.revision import CommitFacts, Signature, TrustedKey
@@ -31,7 +32,7 @@ class FakeRepository:
         self._world, self._key, self._signers_of = world, key, signers_of
         self._who = f"{author} <{email}>"
 
-    def fetch(self, branch: str) -> str:
+    def fetch(self, branch: str, *, fresh: bool = False) -> str:
         return self._world.outside.branches.get(branch, "")
 
     def facts(self, *, since: str, until: str) -> tuple[CommitFacts, ...]:
@@ -64,22 +65,62 @@ class FakeRepository:
         files = self._files(commit)
         return {path: files[path] for path in paths if path in files}
 
-    def push(self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime) -> str:
+    def push(
+        self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime, author: str = ""
+    ) -> str:
+        return self._move(branch, parent, changes, message, at, author, expected=parent)
+
+    def propose(
+        self,
+        *,
+        branch: str,
+        parent: str,
+        changes: Mapping[str, bytes | None],
+        message: str,
+        at: datetime,
+        expected: str,
+        author: str = "",
+    ) -> str:
+        check_ours(branch)
+        return self._move(branch, parent, changes, message, at, author, expected=expected)
+
+    def withdraw(self, *, branch: str, expected: str) -> None:
+        check_ours(branch)
+        tip = self._world.outside.branches.get(branch, "")
+        if tip and tip != expected:
+            raise ConflictError(f"push to {branch}: remote moved from {expected[:12] or 'nothing'} while we wrote; looking again")
+        self._world.outside.branches.pop(branch, None)
+
+    def _move(
+        self,
+        branch: str,
+        parent: str,
+        changes: Mapping[str, bytes | None],
+        message: str,
+        at: datetime,
+        author: str,
+        *,
+        expected: str,
+    ) -> str:
         for path in changes:
             if not is_plain(path):
                 raise DesiredStateError(f"{path!r}: expected a plain path inside of the repository", reason="OddPath")
-        outside = self._world.outside
-        if outside.branches.get(branch, "") != parent:
-            raise ConflictError(f"push to {branch}: remote moved from {parent[:12] or 'nothing'} while we wrote; looking again")
         files = {**(self._files(parent) if parent else {}), **changes}
-        commit = self._commit(parent, {path: content for path, content in files.items() if content is not None}, message, at)
+        commit = self._commit(
+            parent, {path: content for path, content in files.items() if content is not None}, message, at, author
+        )
+        outside = self._world.outside
+        # As Git has it: a branch that is there already needs no lease.
+        if outside.branches.get(branch, "") not in (expected, commit.id):
+            raise ConflictError(f"push to {branch}: remote moved from {expected[:12] or 'nothing'} while we wrote; looking again")
         outside.commits[commit.id] = commit
         outside.branches[branch] = commit.id
         return commit.id
 
-    def _commit(self, parent: str, files: Mapping[str, bytes], message: str, at: datetime) -> Commit:
+    def _commit(self, parent: str, files: Mapping[str, bytes], message: str, at: datetime, author: str) -> Commit:
         text = message if message.endswith("\n") else message + "\n"
-        stamp = f"{self._who} {int(at.timestamp())} +0000"
+        who = author or self._who
+        stamp = f"{who} {int(at.timestamp())} +0000"
         head = f"tree {_tree(files)}\n" + (f"parent {parent}\n" if parent else "")
         head += f"author {stamp}\ncommitter {stamp}\n"
         signature, proof = None, ""
@@ -92,7 +133,7 @@ class FakeRepository:
             parents=(parent,) if parent else (),
             files=files,
             at=at.astimezone(UTC).replace(microsecond=0),
-            author=self._who,
+            author=who,
             message=text,
             signature=signature,
         )
@@ -113,13 +154,20 @@ class FakeRepository:
         )
 
     def _line(self, tip: str) -> list[Commit]:
-        """A commit and all before it, newest first."""
-        found = []
-        while tip:
-            commit = self._world.outside.commits[tip]
-            found.append(commit)
-            tip = commit.parents[0] if commit.parents else ""
-        return found
+        """A commit and all before it, by whichever parent; children before parents."""
+        found: dict[str, Commit] = {}
+        waiting = [(tip, False)] if tip else []
+        while waiting:
+            name, is_ready = waiting.pop()
+            if name in found:
+                continue
+            commit = self._world.outside.commits[name]
+            if is_ready:
+                found[name] = commit
+            else:
+                waiting.append((name, True))
+                waiting += [(parent, False) for parent in reversed(commit.parents)]
+        return list(reversed(found.values()))
 
     def _files(self, commit: str) -> Mapping[str, bytes]:
         return self._world.outside.commits[commit].files

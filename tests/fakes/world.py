@@ -71,12 +71,46 @@ class Server:
 
 
 @dataclass(slots=True)
+class Opinion:
+    """What somebody thinks of one commit of a pull request."""
+
+    by: str
+    commit: str
+    at: datetime
+    verdict: Literal["approved", "withdrawn"]
+
+
+@dataclass(slots=True)
+class Pull:
+    """A pull request; `head_commit` is what its branch was when somebody looked last."""
+
+    number: int
+    head: str
+    head_commit: str
+    base: str
+    title: str
+    body: str
+    by: str
+    is_fork: bool = False
+    state: Literal["open", "merged", "closed"] = "open"
+    merge_commit: str = ""
+    ended_by: str = ""
+    labels: list[str] = field(default_factory=list)
+    reviewers: list[str] = field(default_factory=list)
+    comments: list[tuple[str, str]] = field(default_factory=list)
+    """Who said what, oldest first."""
+    opinions: list[Opinion] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Outside:
     """All that outlives a controller. Plain values only, so that two of them can be compared."""
 
     now: datetime = START
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[tuple[str, str], str] = field(default_factory=dict)
+    """URL and revision of another repository -> its commit."""
     disks: dict[str, Disk] = field(default_factory=dict)
     artifacts: dict[str, Files] = field(default_factory=dict)
     built: dict[str, ImageState] = field(default_factory=dict)
@@ -90,6 +124,10 @@ class Outside:
     exposed: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
     """Address -> what it answers when its metrics are read."""
     samples: dict[Key, list[tuple[float, float]]] = field(default_factory=dict)
+    pulls: dict[int, Pull] = field(default_factory=dict)
+    """The forge's pull requests by number."""
+    statuses: dict[tuple[str, str], list[tuple[str, str, str]]] = field(default_factory=dict)
+    """Commit and context -> every state, text and URL that was set, oldest first."""
 
 
 @dataclass(slots=True)
