@@ -14,6 +14,9 @@ LEDGER_ENTRIES = Gauge("myelin_ledger_entries", "Entries of the ledger", registr
 UNSIGNED = Gauge("myelin_unsafe_unsigned_commits", "Unsigned commits that were accepted", registry=REGISTRY)
 UNTRUSTED = Gauge("myelin_untrusted_tip", "1 while the branch's tip is not trusted", registry=REGISTRY)
 REFUSED_RULES = Counter("myelin_refused_rules", "Alert conditions that could not be evaluated, by looks", registry=REGISTRY)
+HOOKS = Counter("myelin_hooks", "Genuine webhooks, by what they came to", ["kind", "came_to"], registry=REGISTRY)
+WRONG_HOOKS = Counter("myelin_wrong_hooks", "Webhooks without the right proof", ["kind"], registry=REGISTRY)
+TURNED_AWAY = Counter("myelin_inbox_turned_away", "Callers of the inbox who got no hearing", ["why"], registry=REGISTRY)
 WRONG_TOKENS = Counter("myelin_wrong_tokens", "Requests to the inbox with a wrong token", registry=REGISTRY)
 
 

@@ -3,11 +3,12 @@ knows of runs and deployed models, to be read.
 """
 
 from controller.inbox.desk import Desk
-from controller.inbox.local import fire, leave_address, serve
+from controller.inbox.local import HOW_TO_ENTER, fire, leave_address, serve, webhooks
 from controller.inbox.parsing import group_labels, number, result_line
 from controller.inbox.receivers import LARGEST_RESULT_BYTES, Admitted, Receivers
 
 __all__ = [
+    "HOW_TO_ENTER",
     "LARGEST_RESULT_BYTES",
     "Admitted",
     "Desk",
@@ -18,4 +19,5 @@ __all__ = [
     "number",
     "result_line",
     "serve",
+    "webhooks",
 ]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import re
 import secrets
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from controller.adapters import gauges
 from controller.adapters.results import is_job, job_secret
+from controller.inbox.heads import body_size, path_parts
+from controller.inbox.hooks import ADDRESS, is_known, refusal
 from controller.inbox.parsing import group_labels, result_line
 from controller.inbox.receivers import Admitted
 from controller.inbox.uploads import DAMAGED, received
 from policies.admin import ANY_PROJECT, axon_runs, check_target, deployed_graphs
 from policies.canonical import canonical
 from policies.errors import ControllerError, DesiredStateError, OutsideError, RefusedError, TrustError
+from policies.hooks import provider_of
 from policies.identity import event_id
 from policies.terms.desired import DesiredState
 from policies.terms.event import Event
@@ -44,6 +49,22 @@ class Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT_SECONDS
     protocol_version = "HTTP/1.1"
 
+    def __init__(self, request: socket.socket, client_address: Any, server: Desk, received: bytes = b"") -> None:
+        self._received = received
+        self._is_known = False
+        super().__init__(request, client_address, server)
+
+    def setup(self) -> None:
+        """Read what came already before what comes."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Joined(self._received, self.connection))
+
+    def parse_request(self) -> bool:
+        """Nobody is known by what an earlier request on this connection showed."""
+        self._is_known = False
+        return super().parse_request()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: paths and headers may hold secrets."""
 
@@ -54,12 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Health, metrics, and the runs of an axon."""
         parts, project = self._parts()
-        if self.path == "/health":
-            is_alive = self.server.is_alive()
-            self._say(200 if is_alive else 503, {"status": "OK" if is_alive else "stuck"})
-        elif self.path == "/ready":
-            is_ready = self.server.is_ready()
-            self._say(200 if is_ready else 503, {"status": "OK" if is_ready else "not ready"})
+        if (probed := self.server.probe(self.path)) is not None:
+            self._say(*probed)
         elif self.path == "/metrics":
             self._send(200, gauges.render(), "text/plain; version=0.0.4")
         elif parts[:3] == ["api", "v1", "axons"] and len(parts) == 5:
@@ -78,14 +95,20 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._deny(413, f"expected a body of at most {LARGEST_BODY_BYTES} bytes with its Content-Length")
             return
+        parts, project = self._parts()
+        hooked = {name.lower(): value for name, value in reversed(self.headers.items())} if parts[0] == ADDRESS else {}
+        if hooked and (why_not := refusal(parts, hooked, size, now=self.server.clock.now())) is not None:
+            self._deny(*why_not)
+            return
         self._go_on()
-        body = self.rfile.read(size)
+        body = self._body(size)
         if self.headers.get("Origin"):
             self._deny(403, _BROWSER)
             return
-        parts, project = self._parts()
         try:
-            if parts[0] == "sensors" and len(parts) in (4, 5):
+            if hooked:
+                self._hook(parts, hooked, body)
+            elif parts[0] == "sensors" and len(parts) in (4, 5):
                 self._event(parts[1], parts[2:], body)
             elif parts[0] not in ("trials", "metrics", "model-graphs"):
                 self._deny(404, f"/{'/'.join(parts)}: nothing here")
@@ -148,16 +171,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def _parts(self) -> tuple[list[str], Admitted | None]:
         """The path's parts, without what programs are given in front; and the project that this leads to."""
-        parts = [unquote(part) for part in self.path.split("?")[0].strip("/").split("/")]
+        parts = path_parts(self.path)
         if parts[0] != "programs" or len(parts) < 3:
             return parts, None
-        return parts[2:], self.server.by_programs(parts[1])
+        project = self.server.by_programs(parts[1])
+        self._is_known = project is not None
+        return parts[2:], project
 
     def _length(self) -> int:
         """How long the body says it is; -1 where it does not."""
-        given = self.headers.get("Content-Length") or ""
-        is_plain = given.isascii() and given.isdigit() and len(given) < 19
-        return int(given) if is_plain and not self.headers.get("Transfer-Encoding") else -1
+        names = ("Content-Length", "Transfer-Encoding")
+        return body_size({name.lower(): self.headers[name] for name in names if self.headers[name] is not None})
+
+    def _body(self, size: int) -> bytes:
+        """The whole body, which may not take longer than a head may.
+
+        Raises:
+            TimeoutError: It does.
+        """
+        until, body = time.monotonic() + self.server.patience_seconds, bytearray()
+        while len(body) < size:
+            self.connection.settimeout(max(until - time.monotonic(), 0.001))
+            if not (found := self.rfile.read1(size - len(body))):
+                break
+            body += found
+        self.connection.settimeout(TIMEOUT_SECONDS)
+        return bytes(body)
 
     def _is_asked(self) -> bool:
         """Whether the sender waits to hear that its body is welcome."""
@@ -183,6 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         if project is None:
             self._deny(*self._stranger(_TOKEN))
             return
+        self._is_known = True
         # Who has a token of one project learns nothing of others: what is another's and what is nobody's are answered alike.
         own = project.project.partition(".")[2]  # a cluster's is called `namespace.name`
         if named not in (project.project, own, ANY_PROJECT) and project.project != ANY_PROJECT:
@@ -209,6 +249,15 @@ class Handler(BaseHTTPRequestHandler):
         project.receivers.spool.put(event)
         project.receivers.wake()
         self._say(202, {"id": event.id})
+
+    def _hook(self, parts: Sequence[str], headers: Mapping[str, str], body: bytes) -> None:
+        kind, hooks = provider_of(parts[2]), self.server.hooks_of(parts[1])
+        if not is_known(hooks, kind, headers, body, now=self.server.clock.now()):
+            self._deny(*self.server.unknown_hook(kind))
+            return
+        assert hooks is not None
+        self._is_known = True
+        self._say(200, hooks.take(kind, headers, body))
 
     def _result(self, project: Admitted, job: str, size: int, digest: str) -> None:
         receivers = project.receivers
@@ -255,6 +304,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send(code, json.dumps(value).encode(), "application/json")
 
     def _send(self, code: int, body: bytes, kind: str) -> None:
+        # Further requests of who is not known are sorted anew at the front, and not answered here.
+        self.close_connection = self.close_connection or not self._is_known
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -262,3 +313,23 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+
+
+class Joined(io.RawIOBase):
+    """What came already, and then what comes."""
+
+    def __init__(self, received: bytes, connection: socket.socket) -> None:
+        self._received, self._connection = memoryview(received), connection
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As `io.RawIOBase` says."""
+        if not self._received:
+            return self._connection.recv_into(buffer)
+        taken = self._received[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._received = self._received[len(taken) :]
+        return len(taken)

@@ -7,14 +7,30 @@ import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from controller.adapters.results import programs_path
 from controller.inbox.desk import Desk
 from controller.inbox.handler import TIMEOUT_SECONDS
+from controller.inbox.hooks import ADDRESS
 from controller.inbox.receivers import Receivers
 from policies.admin import ANY_PROJECT
 from policies.errors import RefusedError, SilentError
+from policies.hooks import KINDS, hook_text
+from policies.terms.secret import Secret
+
+HOW_TO_ENTER = (
+    "GitHub     Settings, Webhooks: payload URL, content type application/json, secret; events: pushes, pull requests,",
+    "           pull request reviews, issue comments",
+    "GitLab     Settings, Webhooks: URL, secret token; triggers: push, merge request and comment events",
+    "Gitea      Settings, Webhooks, Gitea: target URL, POST, application/json, secret; triggers: push, pull request events.",
+    "           Forgejo the same",
+    "Bitbucket  Repository settings, Webhooks: URL, secret; triggers: repository push, pull request events",
+    "others     POST to the generic URL with X-Myelin-Signature: t=T,v1=HEX, where T is seconds since 1970 and HEX the",
+    '           HMAC-SHA256 of `T.BODY` with the secret; the body may say {"branch": …, "paths": […]}, or be empty',
+)
+"""Where a person enters what `webhooks` answers."""
 
 
 def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Desk, str]:
@@ -32,10 +48,11 @@ def serve(folder: Path, receivers: Receivers, *, port: int | None) -> tuple[Desk
     known = json.loads(place.read_bytes()) if place.exists() else {}
     token = known.get("token") or secrets.token_urlsafe(32)
     programs = known.get("programs") or secrets.token_urlsafe(16)
+    hook = known.get("hook") or hook_text(secrets.token_bytes(32))
     desk = _open(port, int(known.get("port", 0)))
-    desk.admit(ANY_PROJECT, receivers, token=token, programs=programs)
+    desk.admit(ANY_PROJECT, receivers, token=token, programs=programs, hook=Secret(hook))
     got = desk.server_port
-    leave_address(folder, port=got, token=token, programs=programs)
+    leave_address(folder, port=got, token=token, programs=programs, hook=hook)
     desk.start()
     return desk, f"http://127.0.0.1:{got}{programs_path(programs)}"
 
@@ -50,6 +67,24 @@ def leave_address(folder: Path, **known: str | int) -> None:
     place.with_suffix(".new").replace(place)
 
 
+def webhooks(folder: Path, *, base: str = "") -> dict[str, Any]:
+    """What to enter at a forge so that it wakes the controller: addresses and secret.
+
+    Args:
+        folder: The inbox's folder.
+        base: What forges reach the inbox by, `https://hooks.example.com`; the inbox's own address when empty.
+
+    Raises:
+        SilentError: No controller that takes webhooks ever ran here.
+    """
+    known = _known(folder)
+    if not known.get("hook"):
+        raise SilentError("inbox: expected a secret for webhooks, an earlier controller left none; start `myelin run`")
+    top = (base or str(known.get("public") or known["address"])).rstrip("/")
+    project = quote(str(known.get("project", ANY_PROJECT)))
+    return {"secret": known["hook"], "urls": {kind: f"{top}/{ADDRESS}/{project}/{kind}" for kind in KINDS}}
+
+
 def fire(folder: Path, path: str, body: bytes) -> str:
     """Send a REST trigger's event as any client could; returns its id.
 
@@ -58,10 +93,7 @@ def fire(folder: Path, path: str, body: bytes) -> str:
         path: `<axon>/<sensor>` or `<axon>/<sensor>/<trigger>`.
         body: JSON, or empty.
     """
-    try:
-        known = json.loads((folder / "address.json").read_bytes())
-    except OSError as error:
-        raise SilentError("inbox: expected a running controller, there is none; start `myelin run`") from error
+    known = _known(folder)
     connection = http.client.HTTPConnection("127.0.0.1", known["port"], timeout=TIMEOUT_SECONDS)
     try:
         headers = {"Authorization": f"Bearer {known['token']}", "Content-Type": "application/json"}
@@ -75,6 +107,14 @@ def fire(folder: Path, path: str, body: bytes) -> str:
     if answer.status != 202:
         raise RefusedError(f"inbox: {value.get('message', answer.status)}")
     return str(value["id"])
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads((folder / "address.json").read_bytes())
+    except OSError as error:
+        raise SilentError("inbox: expected a running controller, there is none; start `myelin run`") from error
+    return known
 
 
 def _open(port: int | None, known: int) -> Desk:

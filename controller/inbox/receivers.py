@@ -33,6 +33,10 @@ class Receivers:
     """Where the folders of jobs and servers are."""
     namespace: str
     """The one that jobs are told."""
+    branch: str = "main"
+    """The branch that is followed."""
+    stirred: Callable[[str], None] = lambda what: None
+    """Told before a webhook wakes: `push` or `review` says which of the outside has news, however short ago it was asked."""
     result: Callable[[str, Path], Mapping[str, str]] | None = None
     """Takes the tar file that a job brought, already checked against its digest, and makes it safe; returns what was kept.
 
