@@ -15,6 +15,7 @@ from policies import planning
 from policies.errors import ConflictError, ControllerError, DesiredStateError, RefusedError, TrustError
 from policies.jobs import Surroundings, built_on
 from policies.terms.desired import DesiredState
+from policies.terms.metrics import AlertRule
 from policies.terms.observed import Observed
 from policies.terms.outcome import Outcome, Result
 from policies.terms.plan import (
@@ -22,21 +23,25 @@ from policies.terms.plan import (
     Blocked,
     BuildImage,
     Deploy,
+    EndProposal,
     FinishTask,
     FreeJobs,
     Plan,
     RecordEvent,
     ResolveAlert,
+    ResolveSource,
     Retire,
     RollBack,
     RunJob,
     Serve,
+    SetStatus,
     StartRun,
     SupersedeRun,
     Tune,
 )
+from policies.terms.project import Forge
 from policies.terms.revision import Pin
-from reconcilers import deploy, image, observe, publish, record, route, source, train, tune
+from reconcilers import deploy, image, observe, propose, publish, record, resolve, route, source, train, tune
 from reconcilers.ports import Ports
 
 faults = logging.getLogger("myelin.faults")
@@ -51,8 +56,13 @@ class Following:
     branch: str
     pin: Pin
     around: Surroundings
+    forge: Forge | None = None
+    """The forge that is named outside of the repository; it goes before the repository's."""
     memory: source.Memory = field(default_factory=source.Memory)
     observed: Observed | None = None
+    plan: Plan | None = None
+    asked: tuple[DesiredState, DesiredState, tuple[AlertRule, ...]] | None = None
+    """The newest desired state, as it was read and as it counts, and the conditions that it asks to watch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +83,7 @@ class Report:
     @property
     def is_busy(self) -> bool:
         """Whether something runs, builds or starts that the next look may find ended."""
-        return any(outcome.state == "waiting" for outcome in self.outcomes)
+        return any(outcome.state == "waiting" and not outcome.is_patient for outcome in self.outcomes)
 
 
 def run_pass(following: Following, ports: Ports) -> Report:
@@ -96,11 +106,17 @@ def _make_so(report: Report, desired: DesiredState, following: Following, ports:
     now = report.at
     before = following.observed.recorded if following.observed else None
     around = built_on(desired, following.around)
-    observed = following.observed = observe.look(desired, ports, around=around, now=now, before=before)
-    plan = planning.plan(desired, observed, now=now, around=around)
-    results = [_result(step, observed, ports, now) for step in plan.steps]
+    if following.asked is None or following.asked[0] is not desired:
+        following.asked = (desired, asked_at(desired, following.forge), observe.rules_of(desired))
+    _, desired, rules = following.asked
+    observed = following.observed = observe.look(desired, ports, around=around, now=now, before=before, rules=rules)
+    plan = planning.plan(desired, observed, now=now, around=around, before=following.plan)
+    following.plan = plan
+    results = [_result(step, desired, observed, ports, now) for step in plan.steps]
     record.write(results, ports)
-    pushed = publish.push(desired, results, ports, now=now)
+    pushed = publish.push(
+        desired, results, ports, now=now, look=lambda: asked_at(_fetch(following, ports), following.forge)
+    )
     outcomes = (*report.outcomes, *(result.outcome for result in results), *pushed)
     return replace(report, observed=observed, plan=plan, outcomes=outcomes)
 
@@ -117,13 +133,13 @@ def attempt(work: Callable[[], Done], subject: str) -> Done | Outcome:
         return Outcome(state="stalled", subject=subject, reason="Bug", message=f"a fault in Myelin itself: {text}")
 
 
-def _result(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
-    done = attempt(lambda: _act(step, observed, ports, now), _subject(step))
+def _result(step: AnyStep, desired: DesiredState, observed: Observed, ports: Ports, now: datetime) -> Result:
+    done = attempt(lambda: _act(step, desired, observed, ports, now), _subject(step))
     return Result(outcome=done) if isinstance(done, Outcome) else done
 
 
-def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Result:
-    recorded = observed.recorded
+def _act(step: AnyStep, desired: DesiredState, observed: Observed, ports: Ports, now: datetime) -> Result:
+    recorded, paths = observed.recorded, desired.project.spec.write_back.paths
     match step:
         case RecordEvent():
             return record.event(step, ports)
@@ -135,6 +151,8 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             return record.supersede(step, ports)
         case FinishTask():
             return record.task(step, ports)
+        case ResolveSource():
+            return resolve.resolve(step, ports)
         case BuildImage():
             return image.build(step, ports)
         case RunJob():
@@ -143,9 +161,13 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             task_run = step.experiment.id
             return tune.advance(step, ports, asks=recorded.asks.get(task_run, ()), tells=recorded.tells.get(task_run, ()))
         case Deploy():
-            return deploy.deploy(step, ports, now=now)
+            return deploy.deploy(step, ports, now=now, recorded=recorded, paths=paths)
         case RollBack():
-            return deploy.roll_back(step, ports)
+            return deploy.roll_back(step, ports, recorded=recorded, paths=paths)
+        case EndProposal():
+            return propose.end(step, ports, recorded=recorded)
+        case SetStatus():
+            return propose.set_status(step, ports)
         case Serve():
             return route.serve(step, ports)
         case Retire():
@@ -162,6 +184,15 @@ def _act(step: AnyStep, observed: Observed, ports: Ports, now: datetime) -> Resu
             return Result(outcome=outcome)
         case _:
             assert_never(step)
+
+
+def asked_at(desired: DesiredState, forge: Forge | None) -> DesiredState:
+    """The desired state with the forge that is named outside of the repository, where there is one."""
+    if forge is None:
+        return desired
+    spec = desired.project.spec
+    spec = spec.model_copy(update={"write_back": spec.write_back.model_copy(update={"forge": forge})})
+    return replace(desired, project=desired.project.model_copy(update={"spec": spec}))
 
 
 def _fetch(following: Following, ports: Ports) -> DesiredState:

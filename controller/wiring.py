@@ -18,7 +18,7 @@ from controller.adapters.cluster import Cluster
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
 from controller.adapters.engine_local import LocalEngine
-from controller.adapters.git import GitRepository
+from controller.adapters.git import GitRepository, OtherRepositories, access_from_folder, mirror_name
 from controller.adapters.images import PythonImages
 from controller.adapters.ledger import GitLedger
 from controller.adapters.metrics import SampledMetrics
@@ -31,15 +31,18 @@ from controller.adapters.results import programs_path
 from controller.adapters.sampler import BohbSampler
 from controller.adapters.sampler_apart import SamplerApart
 from controller.adapters.spool import Spool
+from controller.forges import ProjectForges
 from controller.inbox import Desk
 from controller.keyring import controller_key, image_key, keep_public
 from controller.loop import Following
-from controller.projects import ProjectObject
-from controller.settings import Settings
-from controller.trustfile import pin_of, read_trust, signers_of
+from controller.projects import ProjectObject, source_access
+from controller.settings import JITTER, Settings
+from controller.trustfile import pin_of, read_trust, signature_reader
+from policies.hooks import hook_text
 from policies.jobs import Surroundings
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
+from policies.terms.secret import Secret
 from reconcilers.manifests.names import Placement
 from reconcilers.ports import Ports, Sampler
 
@@ -73,11 +76,23 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
     state, clock, trust = settings.state, SystemClock(), read_trust(settings.trust)
     key, signer = controller_key(state), image_key(state)
     pin, image_keys = pin_of(trust, key.public()), tuple(dict.fromkeys((signer.public_pem, *trust.images)))
+    signatures = signature_reader(trust)
+    access = access_from_folder(settings.git_access, settings.repository) if settings.git_access else None
     with ExitStack() as closing:
         repository = GitRepository(
-            settings.repository, state / "git", key, signers_of=signers_of, poll_seconds=settings.poll_seconds
+            settings.repository,
+            state / "git",
+            key,
+            signers_of=signatures.signers_of,
+            read_signature=signatures.read,
+            poll_seconds=settings.poll_seconds * (1 - JITTER),
+            access=access,
         )
         closing.callback(repository.close)
+        sources = OtherRepositories(state / "mirrors", settings.repository, access)
+        closing.callback(sources.close)
+        forges = ProjectForges(settings.repository)
+        closing.callback(forges.close)
         ledger = GitLedger(repository, state / "ledger", key, clock)
         closing.callback(ledger.close)
         layout = Layout(state / "store")
@@ -100,6 +115,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             newest=lambda: _newest(following),
             place=place,
             namespace=settings.namespace,
+            branch=settings.branch,
+            stirred=_stirring(repository, forges, settings.branch),
         )
         server, address = inbox.serve(state / "inbox", receivers, port=settings.inbox_port)
         closing.callback(server.server_close)
@@ -108,13 +125,15 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             repository=repository,
             ledger=ledger,
             engine=engine,
-            images=PythonImages(repository, layout, state / "build", signer, image_keys, clock, wake),
+            sources=sources,
+            images=PythonImages(repository, layout, state / "build", signer, image_keys, clock, wake, sources=sources),
             sampler=BohbSampler(),
             metrics=metrics,
             inbox=spool,
             keys=key,
             documents=YamlDocuments(),
             clock=clock,
+            forges=forges,
         )
         around = Surroundings(
             namespace=settings.namespace,
@@ -139,6 +158,15 @@ class ClusterSurroundings:
     state: Path
     """Folder with one folder for each project."""
     sampler: Sampler = field(default_factory=SamplerApart)
+
+    @property
+    def mirrors(self) -> Path:
+        """Folder with one mirror for each repository, whoever follows it or builds from it."""
+        return self.state / "mirrors"
+
+    def mirror_of(self, project: ProjectObject) -> Path:
+        """Where the mirror of the repository is that a project follows."""
+        return self.mirrors / mirror_name(project.url)
 
     def state_of(self, project: ProjectObject) -> Path:
         """Where a project's caches and write-ahead log lie."""
@@ -180,11 +208,30 @@ def wire_in_cluster(
         :32
     ]
     token = hashlib.sha256(key.sign(f"inbox token of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[:40]
+    hook = hook_text(hashlib.sha256(key.sign(f"inbox webhooks of {project.namespace}/{project.name}".encode()).encode()).digest())
+    signatures = signature_reader(project.trust)
     with ExitStack() as closing:
         repository = GitRepository(
-            project.url, state / "git", key, signers_of=signers_of, poll_seconds=CLUSTER_POLL_SECONDS, login=project.login
+            project.url,
+            shared.mirror_of(project),
+            key,
+            signers_of=signatures.signers_of,
+            read_signature=signatures.read,
+            poll_seconds=CLUSTER_POLL_SECONDS * (1 - JITTER),
+            access=project.git_access,
         )
         closing.callback(repository.close)
+        sources = OtherRepositories(
+            shared.mirrors,
+            project.url,
+            project.git_access,
+            secret=lambda source: source_access(shared.cluster, project.namespace, source),
+            is_shared=True,
+        )
+        closing.callback(sources.close)
+        forge = spec.write_back.forge
+        forges = ProjectForges(project.url, environ={}, pinned=forge, pinned_token=project.forge_token)
+        closing.callback(forges.close)
         ledger = GitLedger(repository, state / "ledger", key, clock, rest_seconds=CLUSTER_PUSH_SECONDS)
         closing.callback(ledger.close)
         registry = Registry(project.access)
@@ -226,13 +273,16 @@ def wire_in_cluster(
             newest=lambda: _newest(following),
             place=lambda name, kind: "",
             namespace=project.namespace,
+            branch=spec.branch,
+            stirred=_stirring(repository, forges, spec.branch),
             result=engine.take_result,
             results=state / "incoming",
         )
         admitted = f"{project.namespace}.{project.name}"
-        shared.desk.admit(admitted, receivers, token=token, programs=programs)
+        shared.desk.admit(admitted, receivers, token=token, programs=programs, hook=Secret(hook))
         closing.callback(shared.desk.dismiss, admitted)
-        inbox.leave_address(state / "inbox", port=shared.desk.server_port, token=token)
+        known = {"token": token, "hook": hook, "project": admitted, "public": shared.inbox}
+        inbox.leave_address(state / "inbox", port=shared.desk.server_port, **known)
         images = PythonImages(
             repository,
             layout,
@@ -242,11 +292,13 @@ def wire_in_cluster(
             clock,
             wake,
             bases=Bases(layout, state / "bases", project.access_for),
+            sources=sources,
         )
         ports = Ports(
             repository=repository,
             ledger=ledger,
             engine=engine,
+            sources=sources,
             images=images,
             sampler=shared.sampler,
             metrics=metrics,
@@ -254,6 +306,7 @@ def wire_in_cluster(
             keys=key,
             documents=YamlDocuments(),
             clock=clock,
+            forges=forges,
         )
         around = Surroundings(
             namespace=project.namespace,
@@ -264,7 +317,7 @@ def wire_in_cluster(
             patience_seconds=CLUSTER_PATIENCE_SECONDS,
             places=spec.limits.max_concurrent_jobs or CLUSTER_PLACES,
         )
-        following = Following(branch=spec.branch, pin=pin_of(project.trust, key.public()), around=around)
+        following = Following(branch=spec.branch, pin=pin_of(project.trust, key.public()), around=around, forge=forge)
         yield Wired(
             following=following,
             ports=ports,
@@ -277,6 +330,17 @@ def _newest(following: Following | None) -> tuple[DesiredState, Observed] | None
     """What the last look came to; None before the first."""
     desired, observed = (following.memory.desired, following.observed) if following else (None, None)
     return (desired, observed) if desired and observed else None
+
+
+def _stirring(repository: GitRepository, forges: ProjectForges, branch: str) -> Callable[[str], None]:
+    """What a webhook stirs before it wakes: whoever has news is asked again, however short ago that was."""
+
+    def stir(what: str) -> None:
+        repository.stir(branch)
+        if what == "review":
+            forges.stir()
+
+    return stir
 
 
 class Waker:

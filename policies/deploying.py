@@ -5,15 +5,18 @@ Law: what serves follows from releases and version records alone, so it comes ba
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
+from policies.hygiene import bytes_of
 from policies.identity import image_identity, version_id
 from policies.jobs import Surroundings, environment, image_spec
-from policies.rollout import promote, roll_back
+from policies.proposals import DECLINED, asking, declined, evidence_of_version, promotion_mode, proposal_of
+from policies.rollout import promote, roll_back, to_hundred
 from policies.selection import best_of
 from policies.serving import is_ready, model_servers, proxy_server
 from policies.sources import image_builds
@@ -22,13 +25,14 @@ from policies.terms.axon import BackendModel, Deployer, Model
 from policies.terms.desired import DesiredState
 from policies.terms.event import Event
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Deploy, FinishTask, Retire, RollBack, Serve
+from policies.terms.plan import AnyStep, Blocked, Deploy, FinishTask, Retire, RollBack, Serve
+from policies.terms.project import WriteBackMode
 from policies.terms.release import Release
 from policies.terms.run import TaskRun
 from policies.terms.task import ImageSpec
 from policies.terms.verdict import Verdict
 from policies.terms.version import BackendRecord, Version, VersionMetadata, VersionSpec
-from policies.unbuilt import check_deployer, check_gate, check_task, check_write_back
+from policies.unbuilt import check_deployer, check_gate, check_task
 
 
 def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
@@ -41,7 +45,7 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
     assert deployer is not None
     name = f"deploy:{deployer.name}"
     check_deployer(deployer)
-    check_write_back(context.desired.project)
+    mode = promotion_mode(context.desired.project, deployer)
     check_gate(context.desired.project, "promotion")
     backends: list[BackendRecord] = []
     tasks: list[TaskRun] = []
@@ -84,7 +88,7 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
         }
     )
     result = context_result(context, name, "deploy", inputs)
-    earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(inputs, ""))
+    earlier = context.observed.recorded.inputs.get(inputs)
     release = context.desired.releases.get((context.axon.name, deployer.name))
     if is_cached and earlier is not None and release is not None and earlier.version in context.desired.versions:
         equal, taken = earlier.version, replace(earlier, id=result.id, run=result.run, at=result.at, reused=earlier.id)
@@ -97,12 +101,13 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
             ended = replace_state(result, "Failed", "Held", text)
             yield FinishTask(axon=context.axon.name, task=name, reason=text, result=ended)
             return
-    yield from _deploy(context, deployer, name, backends, tasks, routes, result)
+    yield from _deploy(context, deployer, mode, name, backends, tasks, routes, result)
 
 
 def _deploy(
     context: TaskContext,
     deployer: Deployer,
+    mode: WriteBackMode,
     name: str,
     backends: Sequence[BackendRecord],
     tasks: Sequence[TaskRun],
@@ -112,6 +117,7 @@ def _deploy(
     axon, run = context.axon.name, context.run
     others = versions_of(context.desired, axon, deployer.name)
     release = context.desired.releases.get((axon, deployer.name))
+    known = context.observed.recorded.proposals.get(context.id)
     version = Version(
         metadata=VersionMetadata(
             name=version_id(
@@ -135,7 +141,8 @@ def _deploy(
             parameters={key: value for task in tasks for key, value in task.parameters.items()},
             metrics={key: value for task in tasks for key, value in task.metrics.items()},
             parent=_parent(release, others),
-            created_at=context.now.replace(microsecond=0),
+            # What people are asked about must not change while they look.
+            created_at=known.at if known else context.now.replace(microsecond=0),
             previous=_record_digest(_newest(context.desired, axon)),
         ),
     )
@@ -152,18 +159,35 @@ def _deploy(
         weights=weights,
         shadow_index=rule.shadow.destination_index if rule and rule.shadow else None,
         earlier=_eligible(release, others),
+        is_by_hand=_is_by_hand(release, others),
     )
     if isinstance(wanted, Release):
-        traffic = {share.version: share.share for share in wanted.spec.traffic}
+        says = wanted if mode != "manual" else release
+        traffic = {share.version: share.share for share in says.spec.traffic} if says is not None else {}
         version = version.model_copy(update={"spec": version.spec.model_copy(update={"traffic": traffic})})
     result = replace(result, version=version.metadata.name, metrics=version.spec.metrics)
     if version.metadata.name in context.desired.versions:
         yield FinishTask(axon=axon, task=name, reason=f"{version.metadata.name} is on the branch", result=result)
         return
+    if version.metadata.name in context.desired.committed.versions:
+        why = f"{version.metadata.name} was on the branch, and somebody took it off"
+        yield FinishTask(axon=axon, task=name, reason=why, result=result)
+        return
     if isinstance(wanted, Verdict):
         ended = replace_state(result, "Failed", "Held", "; ".join(wanted.reasons))
         yield FinishTask(axon=axon, task=name, reason="the release does not want it", result=ended)
         return
+    asked = None
+    if mode == "pull-request":
+        evidence = evidence_of_version(version, result.inputs)
+        if (no := declined(context.observed, evidence)) is not None and no.task_run != context.id:
+            ended = replace_state(result, "Failed", DECLINED, f"its equal {no.version} was declined: {no.reason}")
+            yield FinishTask(axon=axon, task=name, reason="people said no to this very evidence", result=ended)
+            return
+        proposal, is_recorded = proposal_of(
+            context, kind="promotion", version=version.metadata.name, evidence=evidence, name=version.metadata.name
+        )
+        asked = asking(context, proposal, is_recorded, version=version, before=release, after=wanted)
     file, text = _release_file(context.desired, axon, deployer.name)
     yield Deploy(
         axon=axon,
@@ -177,6 +201,8 @@ def _deploy(
         result=result,
         started_at=context.observed.recorded.deploying.get(context.id),
         patience_seconds=context.around.patience_seconds,
+        mode=mode,
+        asking=asked,
     )
 
 
@@ -192,6 +218,11 @@ def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
         ended = replace(result, version=held.version, message=held.reason)
         yield FinishTask(axon=axon, task=name, reason=f"{held.version} is on hold on the branch", result=ended)
         return
+    file, text = _release_file(context.desired, axon, context.entry.rollback.deployer)
+    if (event.id, file) in context.desired.committed.rollbacks:
+        ended = replace(result, message=alert_text(event))
+        yield FinishTask(axon=axon, task=name, reason="it was rolled back on the branch, and somebody undid that", result=ended)
+        return
     decided = decide_rollback(context.desired, axon, context.entry.rollback.deployer, event)
     if isinstance(decided, Verdict):
         # A hold says that there is nothing to do, a deny that nothing can be done.
@@ -200,9 +231,19 @@ def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
         yield FinishTask(axon=axon, task=name, reason="no version to take out", result=ended)
         return
     version, release = decided
-    check_write_back(context.desired.project)
+    mode = context.desired.project.spec.write_back.rollback_mode
     check_gate(context.desired.project, "rollback")
-    file, text = _release_file(context.desired, axon, context.entry.rollback.deployer)
+    asked = None
+    if mode == "manual":
+        why = f"alert {alert_text(event)}; `myelin rollback {axon}` takes {version} out, which this project leaves to people"
+        yield Blocked(axon=axon, task=name, reason=why, subject=f"{axon}/{version}", word="RollbackWanted", state="waiting")
+        return
+    if mode == "pull-request":
+        evidence = digest_value({"axon": axon, "version": version, "event": event.id})
+        proposal, is_recorded = proposal_of(
+            context, kind="rollback", version=version, evidence=evidence, name=f"{version}-{event.id.rpartition(':')[2][:8]}"
+        )
+        asked = asking(context, proposal, is_recorded, version=None, before=current, after=release)
     yield RollBack(
         axon=axon,
         task=name,
@@ -214,6 +255,8 @@ def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
         result=replace(result, version=version, message=alert_text(event)),
         event_id=event.id,
         text=alert_text(event),
+        mode=mode,
+        asking=asked,
     )
 
 
@@ -266,11 +309,18 @@ def serving_steps(
         before: Steps planned already: a rollback among them counts at once, a version being deployed keeps its servers.
     """
     rolled = {(step.axon, step.release.metadata.name): step.release for step in before if isinstance(step, RollBack)}
+    asked = [step for step in before if isinstance(step, Deploy) and step.asking is not None]
     needed: set[str] = {server.name for step in before if isinstance(step, Deploy) for server in step.servers}
     for key in sorted(desired.releases):
         release = rolled.get(key, desired.releases[key])
         versions = versions_of(desired, *key)
         kept = _kept(release, versions, around)
+        # Who is asked about a version may try it, on the URL that it keeps.
+        kept += [
+            step.version
+            for step in asked
+            if (step.axon, step.release.metadata.name) == key and is_ready(step.version, observed.servers) and kept
+        ]
         for version in kept:
             for server in model_servers(version, around):
                 needed.add(server.name)
@@ -379,6 +429,16 @@ def _eligible(release: Release | None, others: Sequence[Version]) -> list[str]:
     return [name for name in names if name in served or name not in given]
 
 
+def _is_by_hand(release: Release | None, others: Sequence[Version]) -> bool:
+    """Whether a person divided the traffic: it is not what the newest record says, nor what rollbacks since then left of that."""
+    if release is None or not others:
+        return False
+    held = {hold.version for hold in release.spec.holds}
+    left = {name: share for name, share in others[0].spec.traffic.items() if share and name not in held}
+    served = {item.version: item.share for item in release.spec.traffic if item.share}
+    return bool(left) and served not in (others[0].spec.traffic, to_hundred(left, list(left)))
+
+
 def _parent(release: Release | None, others: Sequence[Version]) -> str:
     shares = sorted(release.spec.traffic, key=lambda share: -share.share) if release else []
     if shares:
@@ -402,14 +462,21 @@ def _release_file(desired: DesiredState, axon: str, deployer: str) -> tuple[str,
 def image_identities(desired: DesiredState, observed: Observed, around: Surroundings) -> Mapping[str, ImageSpec]:
     """Identity -> spec of every image that a live run may ask for, so that a look can look at them."""
     specs: dict[str, ImageSpec] = {}
-    for axon in desired.axons.values():
-        for run in observed.recorded.runs.values():
-            if run.axon != axon.name or run.superseded or run.axon_digest != axon.digest:
+    rules = desired.project.spec.source
+    done = Counter(task.run for task in observed.recorded.tasks.values())
+    for run in observed.recorded.runs.values():
+        axon = desired.axons.get(run.axon)
+        if axon is None or run.superseded or run.axon_digest != axon.digest:
+            continue
+        sensor = next((item for item in axon.document.spec.sensors if item.name == run.sensor), None)
+        if sensor is not None and done[run.id] >= sum(len(group) for group in sensor.tasks):
+            continue
+        for _, build in image_builds(axon.document):
+            try:
+                spec = image_spec(
+                    axon, build, run, around, recorded=observed.recorded, largest_bytes=bytes_of(rules.largest_file)
+                )
+            except DesiredStateError:
                 continue
-            for _, build in image_builds(axon.document):
-                try:
-                    spec = image_spec(axon, build, run, around)
-                except DesiredStateError:
-                    continue
-                specs[image_identity(spec)] = spec
+            specs[image_identity(spec)] = spec
     return specs

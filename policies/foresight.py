@@ -24,6 +24,7 @@ from policies.terms.plan import (
     FreeJobs,
     RecordEvent,
     ResolveAlert,
+    ResolveSource,
     Retire,
     RollBack,
     RunJob,
@@ -33,6 +34,7 @@ from policies.terms.plan import (
     Tune,
 )
 from policies.terms.run import TaskRun
+from policies.terms.source import Resolved
 from policies.terms.task import ImageState, ServerSpec, ServerState
 
 MOST_PASSES = 100
@@ -78,6 +80,8 @@ def _name(step: AnyStep) -> str:
             rest = step.event.id
         case StartRun() | SupersedeRun():
             rest = step.run.id
+        case ResolveSource():
+            rest = f"{step.run} {step.source}"
         case BuildImage():
             rest = step.identity
         case RunJob() | Tune() | FinishTask() | Deploy() | RollBack():
@@ -103,6 +107,9 @@ def _done(step: AnyStep, desired: DesiredState, observed: Observed, stand_ins: d
         case SupersedeRun():
             over = replace(step.run, superseded=step.reason)
             recorded = replace(recorded, runs={**recorded.runs, over.id: over})
+        case ResolveSource():
+            found = _resolved(step, stand_ins)
+            recorded = replace(recorded, sources={**recorded.sources, step.run: (*recorded.sources.get(step.run, ()), found)})
         case BuildImage():
             digest = _stand_in(stand_ins, f"image {step.image.repository}, not built yet", step.identity)
             images = {**observed.images, step.identity: ImageState(phase="built", digest=digest)}
@@ -140,7 +147,8 @@ def _done(step: AnyStep, desired: DesiredState, observed: Observed, stand_ins: d
             observed = replace(observed, servers=servers)
         case _:
             pass
-    return desired, replace(observed, recorded=recorded)
+    # What was kept by axon while folding does not know of what is only foreseen.
+    return desired, replace(observed, recorded=replace(recorded, slices=None))
 
 
 def _stand_in(stand_ins: dict[str, str], text: str, *parts: str) -> Digest:
@@ -149,8 +157,19 @@ def _stand_in(stand_ins: dict[str, str], text: str, *parts: str) -> Digest:
     return digest
 
 
+def _resolved(step: ResolveSource, stand_ins: dict[str, str]) -> Resolved:
+    """What another repository may come to: it is not asked."""
+    commit, *trees = (
+        _stand_in(stand_ins, text, step.source.repo, step.source.revision)
+        for text in (f"the commit of {step.source}", *(f"folder {folder or '/'} of {step.source}" for folder in step.folders))
+    )
+    return Resolved(
+        repo=step.source.repo, revision=step.source.revision, commit=commit, trees=dict(zip(step.folders, trees, strict=True))
+    )
+
+
 def _with_task(recorded: Recorded, result: TaskRun) -> Recorded:
-    inputs = {**recorded.inputs, result.inputs: result.id} if result.inputs and result.state == "Succeeded" else recorded.inputs
+    inputs = {**recorded.inputs, result.inputs: result} if result.inputs and result.state == "Succeeded" else recorded.inputs
     return replace(recorded, tasks={**recorded.tasks, result.id: result}, inputs=inputs)
 
 

@@ -1,7 +1,7 @@
 """Desired minus observed -> plan: what is due now, in order, with the reason for each step.
 
-Laws: planning the same twice gives the same plan; what is recorded is never due again; an axon that cannot be read,
-or is suspended, starts nothing, and what serves goes on serving.
+Laws: planning the same twice gives the same plan, also where an earlier plan is at hand; what is recorded is never due
+again; an axon that cannot be read, or is suspended, starts nothing, and what serves goes on serving.
 """
 
 from __future__ import annotations
@@ -16,18 +16,33 @@ from policies.deploying import deploy_steps, rollback_steps, serving_steps
 from policies.errors import DesiredStateError
 from policies.identity import task_run_id
 from policies.jobs import Surroundings
+from policies.proposals import DECLINED, proposal_steps
+from policies.rest import circumstances, is_at_rest
 from policies.retention import forgettable, freeable
 from policies.sensors import due_events, ended_alerts, fired, triggers_of
+from policies.statuses import status_steps
 from policies.tasks import TaskContext, task_steps
 from policies.terms.axon import Sensor, SensorTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, Blocked, FreeJobs, Plan, RecordEvent, ResolveAlert, RunJob, StartRun, SupersedeRun, Tune
+from policies.terms.plan import (
+    AnyStep,
+    AtRest,
+    Blocked,
+    FreeJobs,
+    Plan,
+    RecordEvent,
+    ResolveAlert,
+    RunJob,
+    StartRun,
+    SupersedeRun,
+    Tune,
+)
 from policies.terms.run import Run, TaskRun
 from policies.unbuilt import axon_notes, check_gate, project_notes, why_never
 
 
-def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Surroundings) -> Plan:
+def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Surroundings, before: Plan | None = None) -> Plan:
     """What one pass is to do.
 
     Args:
@@ -35,17 +50,34 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
         observed: What one look found.
         now: This instant, UTC.
         around: Where jobs and servers run.
+        before: The plan of an earlier pass: an axon that was at rest in it, and about which nothing is new, is not planned
+            again. It changes nothing but the time that this takes.
     """
     steps: list[AnyStep] = [*_project_steps(desired)]
+    found = circumstances(desired, observed, around)
+    at_rest: dict[str, AtRest] = {}
+    planned = 0
     for name in sorted(desired.axons):
-        steps += _axon_steps(desired, desired.axons[name], observed, now, around)
+        known = before.at_rest.get(name) if before is not None else None
+        if known is not None and known.seen.equals(found[name]):
+            at_rest[name] = known
+            steps += known.steps
+            continue
+        planned += 1
+        own = replace(observed, recorded=observed.recorded.of(name))
+        made = tuple(_axon_steps(desired, desired.axons[name], own, now, around))
+        steps += made
+        if is_at_rest(desired.axons[name], made):
+            at_rest[name] = AtRest(seen=found[name], steps=made)
     steps += _gone(desired, observed)
     steps = list(_within_limits(steps, desired, observed, around))
     steps += serving_steps(desired, observed, around, steps)
+    steps += proposal_steps(desired, observed)
+    steps += status_steps(desired, observed, _with_sensors(desired, observed), now)
     free, forget = freeable(observed), forgettable(observed)
     if free or forget:
         steps.append(FreeJobs(axon="", reason="their results are recorded", free=free, forget=forget))
-    return Plan(steps=tuple(steps))
+    return Plan(steps=tuple(steps), at_rest=at_rest, planned=planned)
 
 
 def task_name(entry: SensorTask) -> str:
@@ -66,7 +98,8 @@ def _axon_steps(
 ) -> Iterator[AnyStep]:
     suspend = axon.document.spec.suspend
     if suspend is not None and (suspend.until is None or now < suspend.until):
-        yield _blocked(axon, "", f"suspended: {suspend.reason}", word="Suspended", state="done")
+        end = f" until {suspend.until:%Y-%m-%d %H:%M} UTC" if suspend.until else ""
+        yield _blocked(axon, "", f"suspended{end}: {suspend.reason}", word="Suspended", state="done")
         return
     yield from _notes(axon, around)
     recorded = observed.recorded
@@ -103,6 +136,7 @@ def _axon_steps(
                 axon_digest=run.axon_digest,
                 commit=desired.revision.commit,
                 started_at=run.started_at,
+                by=desired.revision.signer,
             )
             yield StartRun(axon=axon.name, reason=f"sensor {run.sensor} fired", run=pinned)
 
@@ -113,6 +147,14 @@ def _live_runs(axon: DesiredAxon, observed: Observed) -> list[Run]:
 
 def _running_jobs(run: Run, observed: Observed) -> tuple[str, ...]:
     return tuple(job.name for job in observed.jobs.values() if job.phase == "running" and job.labels.get("run") == run.id)
+
+
+def _with_sensors(desired: DesiredState, observed: Observed) -> Iterator[tuple[Run, Sensor]]:
+    for run in observed.recorded.runs.values():
+        axon = desired.axons.get(run.axon)
+        sensor = next((item for item in axon.document.spec.sensors if item.name == run.sensor), None) if axon else None
+        if sensor is not None:
+            yield run, sensor
 
 
 def _is_over(run: Run, sensor: Sensor | None, observed: Observed) -> bool:
@@ -159,7 +201,9 @@ def _run_steps(
             yield from _guarded(context)
         failed = [result for result in results if result.state == "Failed"]
         for result in failed:
-            yield _blocked(axon, result.task, f"{result.message}; push a commit to try again", word=result.reason or "TaskFailed")
+            text = f"{result.message}; push a commit to try again"
+            is_said = result.reason == DECLINED  # people's word is no fault
+            yield _blocked(axon, result.task, text, word=result.reason or "TaskFailed", state="done" if is_said else "stalled")
         if failed or len(results) < len(group):
             return
         before += results
@@ -186,8 +230,11 @@ def _gone(desired: DesiredState, observed: Observed) -> Iterator[AnyStep]:
     if desired.faults or not desired.is_trusted:
         return
     for run in observed.recorded.runs.values():
+        if run.axon in desired.axons or run.superseded:
+            continue
         jobs = _running_jobs(run, observed)
-        if run.axon not in desired.axons and not run.superseded and jobs:
+        is_asked = any(item.run == run.id and not item.ended for item in observed.recorded.proposals.values())
+        if jobs or is_asked:
             yield SupersedeRun(axon=run.axon, reason="its axon is gone from the branch", run=run, jobs=jobs)
 
 

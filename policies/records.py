@@ -1,40 +1,74 @@
 """Fold the ledger's entries into what is done, and the statements that say so.
 
-Law: folding entries in one go or piece by piece gives the same. What cannot be read is passed over, never guessed.
+Laws: folding entries in one go or piece by piece gives the same. What cannot be read is passed over, never guessed.
+Trials of a task that ended are let go, so entries that `spent_by` names may be left out of a fold that begins anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from policies.canonical import digest_value, short_name
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
+from policies.terms.proposal import Proposal
 from policies.terms.record import Entry, Statement
 from policies.terms.run import Run, TaskRun
+from policies.terms.source import Resolved
 from policies.terms.trial import Ask, Tell, TrialRun
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
-def fold(entries: Sequence[Entry], *, onto: Recorded | None = None) -> Recorded:
+
+def fold(entries: Iterable[Entry], *, onto: Recorded | None = None) -> Recorded:
     """Fold entries into what is done.
 
     Args:
         entries: In the ledger's order.
         onto: The fold of all entries before these; entries that it counted are passed over.
     """
-    before = onto or Recorded()
-    new = [entry for entry in entries if entry.number > before.entries]
-    if not new:
-        return before
-    building = _Building(before)
-    for entry in new:
+    before = onto if onto is not None and onto.entries else Recorded(slices={})
+    building: _Building | None = None
+    parts: dict[str, _Building] = {}
+    latest: dict[str, Entry] = {}
+    last: Entry | None = None
+    for entry in entries:
+        if entry.number <= before.entries:
+            continue
+        building, last = building or _Building(before), entry
+        axon = entry.statement.axon
+        if axon not in parts:
+            parts[axon] = _Building(before.of(axon))
         try:
             building.take(entry)
+            parts[axon].take(entry)
+            latest[axon] = entry
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # an entry of another Myelin, or a damaged one: what it says is not known, so it is not said
-    return building.result(new[-1])
+    if building is None or last is None:
+        return before
+    if before.slices is None:
+        return building.result(last)
+    slices = {**before.slices, **{axon: parts[axon].result(entry) for axon, entry in latest.items()}}
+    return replace(building.result(last), slices=slices)
+
+
+def spent_by(statement: Statement) -> str:
+    """The task run whose trials say nothing any more once this is recorded; empty for none."""
+    if statement.kind != "task":
+        return ""
+    try:
+        return _task(statement.body, statement.axon, _NEVER).id
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+
+
+def trial_of(kind: str, key: str) -> str:
+    """The task run that an entry of this kind and key tells of a trial of; empty for none."""
+    return key.split("/")[1] if kind in ("ask", "tell") and key.count("/") >= 3 else ""
 
 
 class _Building:
@@ -44,6 +78,8 @@ class _Building:
         self.events, self.runs, self.tasks = dict(before.events), dict(before.runs), dict(before.tasks)
         self.asks, self.tells = dict(before.asks), dict(before.tells)
         self.inputs, self.deploying, self.resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
+        self.proposals, self.statuses = dict(before.proposals), dict(before.statuses)
+        self.sources = dict(before.sources)
 
     def take(self, entry: Entry) -> None:
         body, axon = entry.statement.body, entry.statement.axon
@@ -60,14 +96,32 @@ class _Building:
             case "task":
                 task = _task(body, axon, entry.at)
                 self.tasks[task.id] = task
+                self.asks.pop(task.id, None)
+                self.tells.pop(task.id, None)
                 if task.state == "Succeeded" and task.inputs:
-                    self.inputs[task.inputs] = task.id
+                    self.inputs[task.inputs] = task
+            case "ask" | "tell" if body["taskRun"] in self.tasks:
+                pass
             case "ask":
                 self.asks[body["taskRun"]] = (*self.asks.get(body["taskRun"], ()), _ask(body))
             case "tell":
                 self.tells[body["taskRun"]] = (*self.tells.get(body["taskRun"], ()), _tell(body))
             case "deploying":
                 self.deploying[body["taskRun"]] = entry.at
+            case "source":
+                self.sources[body["run"]] = (*self.sources.get(body["run"], ()), _source(body))
+            case "proposal":
+                self.proposals[body["taskRun"]] = _proposal(body, axon)
+            case "proposed":
+                known = self.proposals[body["taskRun"]]
+                heads = {**known.heads, body["commit"]: (body["base"], body["shown"])}
+                self.proposals[known.task_run] = replace(known, heads=heads)
+            case "proposal-ended":
+                known = self.proposals[body["taskRun"]]
+                self.proposals[known.task_run] = replace(known, ended=body["how"], reason=body["reason"])
+            case "status":
+                place = (body["commit"], body["context"])
+                self.statuses[place] = (*self.statuses.get(place, ()), body["state"])
             case _:
                 pass
 
@@ -83,6 +137,9 @@ class _Building:
             resolved=frozenset(self.resolved),
             inputs=self.inputs,
             deploying=self.deploying,
+            sources=self.sources,
+            proposals=self.proposals,
+            statuses=self.statuses,
         )
 
 
@@ -114,6 +171,7 @@ def run_statement(run: Run) -> Statement:
         "axonDigest": run.axon_digest,
         "commit": run.commit,
         "startedAt": run.started_at.isoformat(),
+        **({"by": run.by} if run.by else {}),
     }
     return Statement(kind="run", key=f"run/{run.id}", axon=run.axon, body=body)
 
@@ -170,6 +228,51 @@ def deploying_statement(axon: str, task_run: str, version: str) -> Statement:
     return Statement(kind="deploying", key=f"deploying/{task_run}", axon=axon, body={"taskRun": task_run, "version": version})
 
 
+def source_statement(axon: str, run: str, found: Resolved) -> Statement:
+    """Which commit another repository's revision is for a run: the same one whenever anything is built for it."""
+    body = {
+        "run": run,
+        "repo": found.repo,
+        "revision": found.revision,
+        "commit": found.commit,
+        "trees": dict(found.trees),
+    }
+    place = short_name(digest_value([found.repo, found.revision]))
+    return Statement(kind="source", key=f"source/{run}/{place}", axon=axon, body=body)
+
+
+def proposal_statement(proposal: Proposal) -> Statement:
+    """That people are to be asked about a change."""
+    body = {
+        "taskRun": proposal.task_run,
+        "run": proposal.run,
+        "proposalKind": proposal.kind,
+        "version": proposal.version,
+        "branch": proposal.branch,
+        "evidence": proposal.evidence,
+        "at": proposal.at.isoformat(),
+    }
+    return Statement(kind="proposal", key=f"proposal/{proposal.task_run}", axon=proposal.axon, body=body)
+
+
+def proposed_statement(proposal: Proposal, *, commit: str, base: str, shown: str) -> Statement:
+    """Which commit a proposal's branch has, what that is based on, and the digest of what it shows."""
+    body = {"taskRun": proposal.task_run, "commit": commit, "base": base, "shown": shown}
+    return Statement(kind="proposed", key=f"proposed/{proposal.task_run}/{commit}", axon=proposal.axon, body=body)
+
+
+def proposal_ended_statement(proposal: Proposal, how: str, reason: str) -> Statement:
+    """That nobody is asked any more, and what it came to."""
+    body = {"taskRun": proposal.task_run, "how": how, "reason": reason}
+    return Statement(kind="proposal-ended", key=f"proposal-ended/{proposal.task_run}", axon=proposal.axon, body=body)
+
+
+def status_statement(axon: str, *, commit: str, context: str, state: str) -> Statement:
+    """That a forge was told how a commit fares."""
+    body = {"commit": commit, "context": context, "state": state}
+    return Statement(kind="status", key=f"status/{commit}/{context}/{state}", axon=axon, body=body)
+
+
 def image_statement(axon: str, digest: str, materials: Mapping[str, Any]) -> Statement:
     """That an image was built, and from what."""
     return Statement(kind="image", key=f"image/{digest}", axon=axon, body={"digest": digest, "materials": dict(materials)})
@@ -189,6 +292,10 @@ def _ask(body: Mapping[str, Any]) -> Ask:
 
 def _tell(body: Mapping[str, Any]) -> Tell:
     return Tell(run=_trial(body), loss=body["loss"], metric=body["metric"], reason=body["reason"], model=body["model"])
+
+
+def _source(body: Mapping[str, Any]) -> Resolved:
+    return Resolved(repo=body["repo"], revision=body["revision"], commit=body["commit"], trees=body["trees"])
 
 
 def _event(body: Mapping[str, Any], axon: str) -> Event:
@@ -213,6 +320,20 @@ def _run(body: Mapping[str, Any], axon: str) -> Run:
         axon_digest=body["axonDigest"],
         commit=body["commit"],
         started_at=datetime.fromisoformat(body["startedAt"]),
+        by=body.get("by", ""),
+    )
+
+
+def _proposal(body: Mapping[str, Any], axon: str) -> Proposal:
+    return Proposal(
+        task_run=body["taskRun"],
+        run=body["run"],
+        axon=axon,
+        kind=body["proposalKind"],
+        version=body["version"],
+        branch=body["branch"],
+        evidence=body["evidence"],
+        at=datetime.fromisoformat(body["at"]),
     )
 
 

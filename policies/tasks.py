@@ -8,6 +8,7 @@ from datetime import datetime
 
 from policies.errors import DesiredStateError
 from policies.experiment import experiment_of
+from policies.hygiene import bytes_of
 from policies.identity import image_identity
 from policies.jobs import (
     Surroundings,
@@ -17,14 +18,17 @@ from policies.jobs import (
     image_spec,
     inputs_digest,
     job_spec,
+    resolved,
     upstream,
 )
+from policies.sources import elsewhere_of, folders_elsewhere
 from policies.terms.axon import ContainerTask, DeployTask, Sensor, SensorTask, Task, TrainTask
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, BuildImage, FinishTask, RunJob, Tune
+from policies.terms.plan import AnyStep, BuildImage, FinishTask, ResolveSource, RunJob, Tune
 from policies.terms.run import Run, TaskRun
+from policies.terms.task import ImageSpec
 from policies.unbuilt import check_base, check_build, check_gate, check_task, refuse
 
 
@@ -91,7 +95,27 @@ def image_steps(
         raise DesiredStateError(f"task {name}: expected `image` or `imageBuild`, got neither")
     check_build(body.image_build)
     check_base(context.desired.project, context.around.base, engine=context.around.engine)
-    spec = image_spec(context.axon, body.image_build, context.run, context.around)
+    recorded = context.observed.recorded
+    source = elsewhere_of(context.axon.document, body.image_build)
+    if source is not None and resolved(context.run, source, recorded) is None:
+        yield ResolveSource(
+            axon=context.axon.name,
+            task=name,
+            reason=f"{name} is built from {source}",
+            run=context.run.id,
+            source=source,
+            folders=folders_elsewhere(context.axon.document, source),
+        )
+        return None
+    rules = context.desired.project.spec.source
+    spec = image_spec(
+        context.axon,
+        body.image_build,
+        context.run,
+        context.around,
+        recorded=recorded,
+        largest_bytes=bytes_of(rules.largest_file),
+    )
     identity = image_identity(spec)
     state = context.observed.images.get(identity)
     if state is not None and state.phase == "built" and state.digest is not None:
@@ -112,13 +136,19 @@ def image_steps(
     yield BuildImage(
         axon=context.axon.name,
         task=name,
-        reason=f"{name} needs an image of {spec.folder or 'the repository'} at {spec.commit[:12]}",
+        reason=f"{name} needs an image of {_place(spec)}",
         image=spec,
         identity=identity,
         phase=phase,
         message=message,
     )
     return None
+
+
+def _place(spec: ImageSpec) -> str:
+    if spec.source is not None:
+        return f"{spec.folder or 'all'} of {spec.source.repo} at {spec.source_commit[:12]}"
+    return f"{spec.folder or 'the repository'} at {spec.commit[:12]}"
 
 
 def context_result(context: TaskContext, task: str, kind: str, inputs: str) -> TaskRun:
@@ -142,7 +172,7 @@ def replace_state(result: TaskRun, state: str, reason: str = "", message: str = 
 
 def reused(context: TaskContext, result: TaskRun) -> TaskRun | None:
     """The record that takes over an earlier result of equal inputs, None when there is none."""
-    earlier = context.observed.recorded.tasks.get(context.observed.recorded.inputs.get(result.inputs, ""))
+    earlier = context.observed.recorded.inputs.get(result.inputs)
     if earlier is None or earlier.id == result.id:
         return None
     return replace(

@@ -62,26 +62,13 @@ def check_base(project: Project, base: str, *, engine: str) -> None:
         raise refuse(f"spec.builder.base {project.spec.builder.base}: base images on one machine are")
 
 
-def check_write_back(project: Project) -> None:
-    """See that a release may be committed straight to the branch.
-
-    Raises:
-        DesiredStateError: Somebody is to be asked first.
-    """
-    mode = project.spec.write_back.mode
-    if mode != "commit":
-        raise refuse(f"spec.writeBack.mode {mode} is")
-
-
 def check_artifact(artifact: Artifact) -> None:
-    """See that an artifact is this repository.
+    """See that an artifact is a folder of a Git repository, of this one or another.
 
     Raises:
         DesiredStateError: It lies elsewhere.
     """
-    where = (
-        "git.repo" if artifact.git is not None and artifact.git.repo else "s3" if artifact.s3 else "dvc" if artifact.dvc else ""
-    )
+    where = "s3" if artifact.s3 else "dvc" if artifact.dvc else ""
     if where:
         raise refuse(f"artifact {artifact.name}: {where}: sources from elsewhere are")
 
@@ -102,8 +89,9 @@ def check_deployer(deployer: Deployer) -> None:
     Raises:
         DesiredStateError: It asks for something that would be missing.
     """
+    if deployer.promotion is not None and (more := sorted(deployer.promotion.model_fields_set - {"mode"})):
+        raise refuse(f"deployer {deployer.name}: rules of `promotion` ({', '.join(more)}) are")
     for name, value in (
-        ("promotion", deployer.promotion),
         ("autoscale", deployer.autoscale),
         ("securitySpec", deployer.security_spec),
         ("servers", deployer.servers),
@@ -194,9 +182,11 @@ def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
 def object_notes(project: Project) -> Iterator[tuple[str, str]]:
     """(why, key) for what the Project object of a cluster asks for in vain."""
     spec = project.spec
-    for name in ("paths", "write_back", "policies"):
+    for name in ("paths", "policies", "source"):
         if name in spec.model_fields_set:
-            yield ONLY_REPOSITORY, f"spec.{'writeBack' if name == 'write_back' else name}"
+            yield ONLY_REPOSITORY, f"spec.{name}"
+    for name in sorted(spec.write_back.model_fields_set - {"forge"}):
+        yield ONLY_REPOSITORY, f"spec.writeBack.{name}"
     for part, known in ((spec.builder, {"base"}), (spec.limits, {"max_concurrent_jobs"})):
         for name in sorted(part.model_fields_set - known):
             yield ONLY_REPOSITORY, f"{'spec.builder' if part is spec.builder else 'spec.limits'}.{name}"
@@ -209,22 +199,15 @@ def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]
         yield _missing("a branch by spec.branch"), f"spec.branch {spec.branch}: followed is {branch}, by `myelin run --branch`"
     for name, value in (
         ("spec.trust.since", spec.trust.since),
+        ("spec.trust.ancestors", not spec.trust.ancestors),
+        ("spec.trust.sigstoreRoot", spec.trust.sigstore_root),
         ("spec.trust.unsafeUnsignedCommits", spec.trust.unsafe_unsigned_commits),
     ):
         if value:
             yield OUTSIDE, name
-    if not spec.trust.ancestors:
-        yield _missing("trust in the tip alone"), "spec.trust.ancestors"
     for name, given in (("repository", spec.repository), ("registry", spec.registry), ("keys", spec.keys)):
         if given is not None:
             yield CLUSTER_ONLY, f"spec.{name}"
-    for signer in spec.trust.signers:
-        if signer.ssh is None:
-            yield _missing("OpenPGP and Sigstore signers"), f"spec.trust.signers {signer.name}"
-    if spec.write_back.forge:
-        yield _missing("pull requests"), "spec.writeBack.forge"
-    if "author" in spec.write_back.model_fields_set:
-        yield _missing("an author of one's own"), "spec.writeBack.author"
     for name in ("index", "allow_source_distributions"):
         if getattr(spec.builder, name):
             yield (

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from policies.errors import RefusedError
-from policies.terms.revision import CommitFacts, TrustedKey
+from policies.terms.project import Project
+from policies.terms.revision import CommitFacts, Signature, TrustedKey
 
 TRAILERS = ("Myelin-Run", "Myelin-Event", "Myelin-Version", "Myelin-Alert")
 """The order in which trailers are written; others follow, sorted."""
@@ -72,8 +73,27 @@ def message(subject: str, body: str, trailers: Mapping[str, Sequence[str]]) -> s
 
 def is_own(facts: CommitFacts, controller: TrustedKey | None) -> bool:
     """Whether the controller made this commit, which only its signature can say."""
-    signature = facts.signature
-    return controller is not None and signature is not None and signature.valid and same_key(signature.key, controller.key)
+    return controller is not None and facts.signature is not None and is_by(facts.signature, controller)
+
+
+def is_by(signature: Signature, key: TrustedKey) -> bool:
+    """Whether a signature is valid and was made by a key; for OpenPGP, as the very certificate has it."""
+    if not signature.valid or signature.kind != key.kind:
+        return False
+    if key.kind == "openpgp":
+        return key.certificate in signature.certificates
+    return same_key(signature.key, key.key)
+
+
+def author_of(project: Project) -> str:
+    """`Name <address>` of the project's own choice for our commits; empty where it made none."""
+    if "author" not in project.spec.write_back.model_fields_set:
+        return ""
+    author = project.spec.write_back.author
+    name, address = (
+        _line(text).translate({ord(letter): None for letter in "<>"}).strip() for text in (author.name, author.email)
+    )
+    return f"{name or 'Myelin'} <{address}>"
 
 
 def same_key(one: str, other: str) -> bool:

@@ -8,22 +8,33 @@ from typing import Any
 
 from policies.canonical import digest_value
 from policies.records import deploying_statement, task_statement
+from policies.terms.observed import Recorded
 from policies.terms.outcome import Change, Outcome, Result
 from policies.terms.plan import Deploy, RollBack
 from policies.terms.release import Release
 from policies.terms.version import Version
-from reconcilers.ports import Ports
+from reconcilers import propose
+from reconcilers.ports import Documents, Ports
 
 
-def deploy(step: Deploy, ports: Ports, *, now: datetime) -> Result:
-    """Start a version's servers; when all answer, ask for the commit that lets it in."""
+def deploy(step: Deploy, ports: Ports, *, now: datetime, recorded: Recorded, paths: tuple[str, ...]) -> Result:
+    """Start a version's servers; when all answer, ask for the commit that lets it in, or ask people first.
+
+    Args:
+        step: What is due.
+        ports: The outside.
+        now: This instant, UTC.
+        recorded: What the ledger says of proposals and statuses.
+        paths: What we may commit.
+    """
     subject = f"{step.axon}/{step.version.metadata.name}"
     for server in step.servers:
         ports.images.verify(server.image)
         ports.engine.serve(server)
     states = ports.engine.servers()
     waiting = [server.name for server in step.servers if server.name not in states or states[server.name].phase != "ready"]
-    if waiting:
+    is_asked = step.asking is not None and step.asking.is_recorded
+    if waiting and not is_asked:  # who was asked already is not told to forget it because a server is started again
         since = step.started_at or now
         statements = () if step.started_at else (deploying_statement(step.axon, step.result.id, step.version.metadata.name),)
         state = states.get(waiting[0])
@@ -34,12 +45,17 @@ def deploy(step: Deploy, ports: Ports, *, now: datetime) -> Result:
         return Result(outcome=outcome, statements=statements)
     name = step.version.metadata.name
     shares = ", ".join(f"{share.version} {share.share}" for share in step.release.spec.traffic)
+    is_manual = step.mode == "manual"
     change = Change(
-        subject=f"{step.axon}: deploy {name}",
-        body=_evidence(step.version) + f"\nTraffic: {shares}",
+        subject=f"{step.axon}: {'record' if is_manual else 'deploy'} {name}",
+        body=_evidence(step.version) + (f"\nTraffic: {shares}" if not is_manual else ""),
         files={
             f"versions/{step.axon}/{name}.yaml": ports.documents.render(signed(step.version, ports)),
-            step.release_file: release_text(step.release, step.release_text, ports),
+            **(
+                {step.release_file: release_text(step.release, step.release_text, ports.documents)}
+                if step.mode != "manual"
+                else {}
+            ),
         },
         trailers={
             "Myelin-Run": [step.version.spec.run],
@@ -48,19 +64,20 @@ def deploy(step: Deploy, ports: Ports, *, now: datetime) -> Result:
         },
         statements=(task_statement(step.result),),
     )
-    outcome = Outcome(
-        state="done", subject=subject, reason="Deployed", message=f"{name} is ready; traffic: {shares}", look_again=True
-    )
+    if step.asking is not None:
+        return propose.ask(step.asking, change, step.result, ports, recorded=recorded, paths=paths)
+    says = f"`myelin promote {name}` gives it traffic" if is_manual else f"traffic: {shares}"
+    outcome = Outcome(state="done", subject=subject, reason="Deployed", message=f"{name} is ready; {says}", look_again=True)
     return Result(outcome=outcome, change=change)
 
 
-def roll_back(step: RollBack, ports: Ports) -> Result:
-    """Ask for the commit that takes a version out of traffic. Its share moves before the commit is made."""
+def roll_back(step: RollBack, ports: Ports, *, recorded: Recorded, paths: tuple[str, ...]) -> Result:
+    """Ask for the commit that takes a version out of traffic, or ask people. Its share moves before either."""
     shares = ", ".join(f"{share.version} {share.share}" for share in step.release.spec.traffic)
     change = Change(
         subject=f"{step.axon}: roll back {step.version}",
         body=f"Alert {step.text}\n{step.version} is on hold until a commit lifts it.\nTraffic: {shares}",
-        files={step.release_file: release_text(step.release, step.release_text, ports)},
+        files={step.release_file: release_text(step.release, step.release_text, ports.documents)},
         trailers={
             "Myelin-Run": [step.result.run],
             "Myelin-Event": [step.event_id],
@@ -69,6 +86,8 @@ def roll_back(step: RollBack, ports: Ports) -> Result:
         },
         statements=(task_statement(step.result),),
     )
+    if step.asking is not None:
+        return propose.ask(step.asking, change, step.result, ports, recorded=recorded, paths=paths)
     message = f"{step.version} is out of traffic and on hold: {step.text}"
     outcome = Outcome(state="done", subject=f"{step.axon}/{step.version}", reason="RolledBack", message=message, look_again=True)
     return Result(outcome=outcome, change=change)
@@ -88,7 +107,7 @@ def signed(version: Version, ports: Ports) -> dict[str, Any]:
     return value
 
 
-def release_text(release: Release, before: bytes, ports: Ports) -> bytes:
+def release_text(release: Release, before: bytes, documents: Documents) -> bytes:
     """A release as text; comments and order of what was there stay."""
     value = release.model_dump(mode="json", by_alias=True)
     spec = {key: item for key, item in value["spec"].items() if item}
@@ -96,7 +115,7 @@ def release_text(release: Release, before: bytes, ports: Ports) -> bytes:
     if not spec["holds"]:
         del spec["holds"]
     value["spec"] = spec
-    return ports.documents.edit(before, value) if before else ports.documents.render(value)
+    return documents.edit(before, value) if before else documents.render(value)
 
 
 def _give_up(step: Deploy, subject: str, words: str, ports: Ports) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from policies.alerts import expand
@@ -19,7 +19,15 @@ from policies.terms.task import ImageState, ServerState
 from reconcilers.ports import Ports
 
 
-def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: datetime, before: Recorded | None = None) -> Observed:
+def look(
+    desired: DesiredState,
+    ports: Ports,
+    *,
+    around: Surroundings,
+    now: datetime,
+    before: Recorded | None = None,
+    rules: Sequence[AlertRule] | None = None,
+) -> Observed:
     """One look at everything but Git.
 
     Args:
@@ -28,8 +36,12 @@ def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: date
         around: Where jobs and servers run.
         now: This instant, UTC.
         before: The fold of an earlier look at the same ledger, to fold only what is new.
+        rules: What `rules_of` said of this desired state, where it was asked already.
     """
-    recorded = fold(ports.ledger.entries(), onto=before)
+    # Another writer's entries may have come before ours that were not pushed yet: then their numbers are others now.
+    if before is not None and not ports.ledger.holds(before.entries, before.head):
+        before = None
+    recorded = fold(ports.ledger.since(before.entries if before else 0), onto=before)
     servers = ports.engine.servers()
     ports.metrics.watch([_target(server) for server in servers.values() if server.phase == "ready"])
     partial = Observed(recorded=recorded)
@@ -44,7 +56,7 @@ def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: date
         jobs=ports.engine.jobs(),
         servers=servers,
         images=images,
-        alerts=ports.metrics.alerts(list(_rules(desired)), now),
+        alerts=ports.metrics.alerts(rules if rules is not None else rules_of(desired), now),
         received=ports.inbox.received(),
     )
 
@@ -52,6 +64,11 @@ def look(desired: DesiredState, ports: Ports, *, around: Surroundings, now: date
 def _target(server: ServerState) -> Target:
     labels = {key: value for key, value in server.labels.items() if key != "config"}
     return Target(address=server.address, path="/metrics", labels=labels)
+
+
+def rules_of(desired: DesiredState) -> tuple[AlertRule, ...]:
+    """The conditions that all sensors wait for; those that cannot be read are told of elsewhere."""
+    return tuple(_rules(desired))
 
 
 def _rules(desired: DesiredState) -> Iterator[AlertRule]:

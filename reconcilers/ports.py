@@ -5,7 +5,7 @@ Every method raises only the classes of `policies.errors`; adapters translate fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -14,9 +14,11 @@ from policies.terms.digest import Digest
 from policies.terms.document import LoadedDocument
 from policies.terms.event import Alert, Event
 from policies.terms.metrics import AlertRule, Target
+from policies.terms.project import Forge as ForgeSettings
 from policies.terms.proposal import Approval, PullRequest, StatusState
 from policies.terms.record import Entry, Statement
 from policies.terms.revision import CommitFacts
+from policies.terms.source import Elsewhere, Resolved
 from policies.terms.task import ImageSpec, ImageState, JobSpec, JobState, ServerSpec, ServerState
 from policies.terms.trial import Experiment, Tell
 
@@ -40,6 +42,8 @@ class TreeFile:
     executable: bool
     symlink: bool
     size_bytes: int
+    submodule: bool = False
+    """Whether it is a commit of another repository, named by `blob`."""
 
 
 class Repository(Protocol):
@@ -47,8 +51,12 @@ class Repository(Protocol):
 
     url: str
 
-    def fetch(self, branch: str) -> str:
+    def fetch(self, branch: str, *, fresh: bool = False) -> str:
         """Bring the branch here and return its tip, 40 hexadecimal characters; empty when it has no commit.
+
+        Args:
+            branch: Its name.
+            fresh: Ask the server now, even if it was asked a moment ago.
 
         Raises:
             SilentError: The repository does not answer or is not there.
@@ -83,7 +91,9 @@ class Repository(Protocol):
         """Contents of several files at once; a path that is not there is left out."""
         ...
 
-    def push(self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime) -> str:
+    def push(
+        self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime, author: str = ""
+    ) -> str:
         """Commit `changes` (None removes) on `parent`, signed by the controller's key, and push it by compare-and-swap.
 
         Args:
@@ -92,6 +102,7 @@ class Repository(Protocol):
             changes: Path -> new content.
             message: Commit message with trailers.
             at: Author and committer instant.
+            author: `Name <address>`; empty: Myelin's own.
         Returns:
             The new commit.
         Raises:
@@ -102,7 +113,15 @@ class Repository(Protocol):
         ...
 
     def propose(
-        self, *, branch: str, parent: str, changes: Mapping[str, bytes | None], message: str, at: datetime, expected: str
+        self,
+        *,
+        branch: str,
+        parent: str,
+        changes: Mapping[str, bytes | None],
+        message: str,
+        at: datetime,
+        expected: str,
+        author: str = "",
     ) -> str:
         """Commit `changes` on `parent` and make it the tip of a branch of ours, whatever that was based on before.
 
@@ -113,6 +132,7 @@ class Repository(Protocol):
             message: Commit message with trailers.
             at: Author and committer instant.
             expected: The tip that the branch must still have; empty when it must not exist yet.
+            author: `Name <address>`; empty: Myelin's own.
         Returns:
             The new commit; equal arguments make an equal one.
         Raises:
@@ -137,6 +157,18 @@ class Ledger(Protocol):
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, pushed ones and those still in the write-ahead log, in order."""
+        ...
+
+    def since(self, number: int) -> Iterator[Entry]:
+        """The entries after that number, in order, one at a time; those that `records.spent_by` names may be left out."""
+        ...
+
+    def holds(self, number: int, digest: str) -> bool:
+        """Whether the entry of that number is the one with that digest, still; entry 0 is there, with an empty digest."""
+        ...
+
+    def knows(self, keys: Sequence[str]) -> Set[str]:
+        """Which of these keys are recorded."""
         ...
 
     def record(self, statements: Sequence[Statement]) -> tuple[Entry, ...]:
@@ -206,6 +238,19 @@ class Engine(Protocol):
 
     def retire(self, name: str) -> None:
         """End a server and forget it. Unknown names are passed over."""
+        ...
+
+
+class Sources(Protocol):
+    """Other repositories that images are built from."""
+
+    def resolve(self, source: Elsewhere, folders: Sequence[str]) -> Resolved:
+        """Which commit a revision is now, with the tree ids of folders in it.
+
+        Raises:
+            DesiredStateError: The repository is one that a manifest may not name.
+            OutsideError: It does not answer, refuses access, or has nothing of that name.
+        """
         ...
 
 
@@ -303,7 +348,10 @@ class Forge(Protocol):
         ...
 
     def approvals(self, number: int) -> tuple[Approval, ...]:
-        """Who approved it, oldest first; whoever took the approval back or asked for changes since then is left out."""
+        """Who approved it, oldest first; whoever took the approval back or asked for changes since then is left out.
+
+        So is whoever may not write there: anybody can review what anybody can read.
+        """
         ...
 
     def set_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str = "") -> None:
@@ -335,6 +383,18 @@ class Keys(Protocol):
         ...
 
 
+class Forges(Protocol):
+    """The forges that a project's `spec.writeBack.forge` may name."""
+
+    def of(self, settings: ForgeSettings) -> Forge:
+        """The forge that these settings mean.
+
+        Raises:
+            RefusedError: There is no token for it, or it lies where this controller's token must not be sent.
+        """
+        ...
+
+
 class Documents(Protocol):
     """YAML that people and the controller both edit."""
 
@@ -362,6 +422,7 @@ class Ports:
     repository: Repository
     ledger: Ledger
     engine: Engine
+    sources: Sources
     images: Images
     sampler: Sampler
     metrics: Metrics
@@ -369,5 +430,4 @@ class Ports:
     keys: Keys
     documents: Documents
     clock: Clock
-    forge: Forge | None = None
-    """None: this project has none."""
+    forges: Forges

@@ -5,11 +5,14 @@ It never acts on a commit that trust refuses: then the newest trusted one goes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from posixpath import dirname
 
+from policies.committed import Committed, below
 from policies.errors import DesiredStateError, Fault, TrustError
+from policies.hygiene import LONGEST_LINK_BYTES, bytes_of, refusals, why_odd
 from policies.identity import axon_digest
 from policies.lint import lint
 from policies.parsing import defaulted, parse_document
@@ -17,7 +20,7 @@ from policies.sources import source_folders
 from policies.terms.axon import Axon
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.document import LoadedDocument
-from policies.terms.project import Project
+from policies.terms.project import Project, Source
 from policies.terms.release import Release
 from policies.terms.revision import Pin, Revision
 from policies.terms.version import Version
@@ -37,10 +40,13 @@ class Memory:
     trust: TrustState | None = None
     tip: str = ""
     desired: DesiredState | None = None
+    committed: Committed = field(default_factory=Committed)
     documents: dict[tuple[str, str], tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]] = field(default_factory=dict)
     """(path, blob) -> what it says."""
     axons: dict[str, tuple[DesiredAxon, tuple[Fault, ...]]] = field(default_factory=dict)
     """Path -> the axon last read there, and its warnings."""
+    rules: Source = field(default_factory=Source)
+    """What of the repository was read, when those axons were."""
 
 
 def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredState:
@@ -57,15 +63,18 @@ def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredStat
     if memory.desired is not None and memory.tip == tip:
         return memory.desired
     since = memory.trust.head if memory.trust is not None and memory.trust.head else pin.since
-    trust = judge(pin, ports.repository.facts(since=since, until=tip), trusted=memory.trust)
+    commits = ports.repository.facts(since=since, until=tip)
+    trust = judge(pin, commits, trusted=memory.trust)
     if not trust.head:
         raise TrustError(trust.fault or f"{branch}@sha1:{tip}: nothing on this branch is trusted")
     memory.trust = trust
+    memory.committed = memory.committed.with_more(below(commits, trust.head), pin.controller)
     commit = trust.head
     revision = Revision(branch=branch, commit=commit, at=ports.clock.now(), signer=trust.signer_of.get(commit, ""))
     desired = read(
         ports.repository, ports.documents, revision, memory=memory, tip=tip, trust_fault=trust.fault, unsigned=trust.unsigned
     )
+    desired = replace(desired, committed=memory.committed)
     memory.tip, memory.desired = tip, desired
     return desired
 
@@ -91,7 +100,8 @@ def read(
         trust_fault: Why the tip is not the revision.
         unsigned: Unsigned commits that were accepted.
     """
-    listed = [item for item in repository.files(revision.commit) if _is_document(item)]
+    files = repository.files(revision.commit)
+    listed = [item for item in files if _is_document(item)]
     found = _parse(repository, documents, revision.commit, listed, memory)
     project = next((item for path, (item, _, _) in found.items() if path == PROJECT_FILE and isinstance(item, Project)), None)
     faults = [fault for _, problems, _ in found.values() for fault in problems]
@@ -103,6 +113,9 @@ def read(
     versions: dict[str, Version] = {}
     warnings: list[Fault] = []
     folders: dict[str, str] = {}
+    clean = _Folders(repository, revision.commit, files, project.spec.source)
+    if memory.rules != project.spec.source:
+        memory.axons, memory.rules = {}, project.spec.source
     for path, (item, _, loaded) in found.items():
         if isinstance(item, Axon):
             if paths and not any(path == top or path.startswith(top + "/") for top in paths):
@@ -119,7 +132,11 @@ def read(
                 if loaded is not None:
                     found_warnings = lint(item, has_folder=lambda folder: bool(folders.get(folder)), loaded=loaded)
                 digest = axon_digest(defaulted(item), trees)
-                known = (DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees), found_warnings)
+                refused = {folder: why for folder in trees if (why := clean.refusals(folder))}
+                known = (
+                    DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees, refused=refused),
+                    found_warnings,
+                )
                 memory.axons[path] = known
             axons[name] = known[0]
             warnings += known[1]
@@ -145,8 +162,33 @@ def read(
     )
 
 
+class _Folders:
+    """Source folders of one commit, each looked through once, without reading its files."""
+
+    def __init__(self, repository: Repository, commit: str, files: Sequence[TreeFile], rules: Source) -> None:
+        self._repository, self._commit, self._files, self._rules = repository, commit, files, rules
+        self._largest_bytes = bytes_of(rules.largest_file)
+        self._paths = [item.path for item in files]
+        self._known: dict[str, tuple[Fault, ...]] = {}
+
+    def refusals(self, folder: str) -> tuple[Fault, ...]:
+        """What keeps a folder from being read."""
+        if folder not in self._known:
+            first = bisect_left(self._paths, f"{folder}/") if folder else 0
+            # `0` is the letter that comes after `/`.
+            end = bisect_left(self._paths, f"{folder}0") if folder else len(self._paths)
+            below = self._files[first:end]
+            links = [item.path for item in below if item.symlink and item.size_bytes <= LONGEST_LINK_BYTES]
+            texts = self._repository.read_many(self._commit, links) if links else {}
+            targets = {path: text.decode(errors="surrogateescape") for path, text in texts.items()}
+            self._known[folder] = refusals(
+                folder, below, targets, largest_bytes=self._largest_bytes, submodules=self._rules.submodules
+            )
+        return self._known[folder]
+
+
 def _is_document(item: TreeFile) -> bool:
-    return item.path.endswith((".yaml", ".yml")) and not item.symlink
+    return item.path.endswith((".yaml", ".yml")) and not item.submodule and (_is_ours(item.path) or not item.symlink)
 
 
 def _tree(repository: Repository, commit: str, folder: str, known: dict[str, str]) -> str:
@@ -159,7 +201,7 @@ def _parse(
     repository: Repository, documents: Documents, commit: str, listed: list[TreeFile], memory: Memory
 ) -> Mapping[str, tuple[Parsed, tuple[Fault, ...], LoadedDocument | None]]:
     unknown = [item for item in listed if (item.path, item.blob) not in memory.documents]
-    small = [item.path for item in unknown if item.size_bytes <= LARGEST_DOCUMENT_BYTES]
+    small = [item.path for item in unknown if item.size_bytes <= LARGEST_DOCUMENT_BYTES and not _why_refused(item)]
     texts = repository.read_many(commit, small) if small else {}
     for item in unknown:
         memory.documents[item.path, item.blob] = _read_one(documents, item, texts.get(item.path))
@@ -175,8 +217,12 @@ def _read_one(
     if text is None:
         if not _is_ours(item.path):
             return None, (), None
-        message = f"expected at most {LARGEST_DOCUMENT_BYTES} bytes, got {item.size_bytes}"
-        return None, (Fault(file=item.path, line=1, path="", reason="TooLarge", message=message),), None
+        reason, message = _why_refused(item) or (
+            "TooLarge",
+            f"expected at most {LARGEST_DOCUMENT_BYTES} bytes, got {item.size_bytes}",
+        )
+        file = item.path if item.path.isprintable() else ascii(item.path)
+        return None, (Fault(file=file, line=1, path="", reason=reason, message=message),), None
     loaded: LoadedDocument | None = None
     try:
         loaded = documents.load(text, item.path)
@@ -188,6 +234,15 @@ def _read_one(
             return None, (), None
         faults = error.faults or (Fault(file=item.path, line=1, path="", reason=error.reason, message=error.message),)
         return None, faults, loaded
+
+
+def _why_refused(item: TreeFile) -> tuple[str, str] | None:
+    """Why a document is not even read, whatever is in it: (reason, words)."""
+    if item.symlink:
+        return "Link", "expected a plain file, got a link"
+    if why := why_odd(item.path):
+        return "OddName", f"expected a plain name, got {why}"
+    return None
 
 
 def _is_ours(path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from policies.committed import Committed
 from policies.errors import Fault
 from policies.terms.axon import Axon
 from policies.terms.project import Project
@@ -23,6 +24,8 @@ class DesiredAxon:
     digest: str
     trees: Mapping[str, str]
     """Source folder -> Git tree id; empty where the folder is missing."""
+    refused: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
+    """Source folder -> its files that nobody may read; without those whose files all may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class DesiredState:
     """Why the tip is not trusted; empty when it is."""
     unsigned: int = 0
     """Unsigned commits that were accepted because the pin allows it."""
+    committed: Committed = field(default_factory=Committed)
+    """What the controller has committed once: what is not there any more, somebody took away."""
 
     @property
     def is_trusted(self) -> bool:

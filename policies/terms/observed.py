@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from policies.terms.event import Alert, Event
+from policies.terms.proposal import Proposal
 from policies.terms.run import Run, TaskRun
+from policies.terms.source import Resolved
 from policies.terms.task import ImageState, JobState, ServerState
 from policies.terms.trial import Ask, Tell
 
@@ -29,10 +31,44 @@ class Recorded:
     tells: Mapping[str, tuple[Tell, ...]] = field(default_factory=dict)
     resolved: frozenset[str] = frozenset()
     """Event ids of alerts that ended."""
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """Inputs digest -> the newest succeeded task run made from them."""
+    inputs: Mapping[str, TaskRun] = field(default_factory=dict)
+    """Inputs digest -> the newest succeeded task run made from them, of whatever axon."""
     deploying: Mapping[str, datetime] = field(default_factory=dict)
     """Task run id of a deployment -> since when its servers are being started."""
+    sources: Mapping[str, tuple[Resolved, ...]] = field(default_factory=dict)
+    """Run -> what the other repositories that it builds from came to."""
+    proposals: Mapping[str, Proposal] = field(default_factory=dict)
+    """Task run id -> the change that people are or were asked about."""
+    statuses: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    """(commit, context) -> states that its forge was told, in order."""
+    slices: Mapping[str, Recorded] | None = field(default=None, compare=False, repr=False)
+    """Axon -> the fold of its own entries: the same object for as long as it has no new ones. None: they were not kept apart."""
+
+    def of(self, axon: str) -> Recorded:
+        """What is recorded of one axon; `inputs` stay those of all, since equal work is done once for everybody."""
+        if self.slices is not None:
+            return replace(self.slices.get(axon, NOTHING), inputs=self.inputs)
+        tasks = {key: task for key, task in self.tasks.items() if task.axon == axon}
+        mine = {*tasks, *(key for key, item in self.proposals.items() if item.axon == axon)}
+        return Recorded(
+            entries=self.entries,
+            head=self.head,
+            events={key: event for key, event in self.events.items() if event.axon == axon},
+            runs={key: run for key, run in self.runs.items() if run.axon == axon},
+            tasks=tasks,
+            asks=self.asks,
+            tells=self.tells,
+            resolved=self.resolved,
+            inputs=self.inputs,
+            deploying=self.deploying,
+            sources=self.sources,
+            proposals={key: item for key, item in self.proposals.items() if key in mine},
+            statuses=self.statuses,
+        )
+
+
+NOTHING = Recorded()
+"""What is recorded of an axon that nothing is recorded of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,8 @@ class Outcome:
     """One line for a person."""
     look_again: bool = False
     """Whether the next pass has more to do at once."""
+    is_patient: bool = False
+    """Whether it waits for a person or for access, so that looking again soon brings nothing."""
     is_quiet: bool = False
     """Housekeeping that nobody need be told of."""
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from policies.terms.event import Event
+from policies.terms.desired import DesiredAxon
+from policies.terms.event import Alert, Event
+from policies.terms.observed import Recorded
+from policies.terms.project import Forge, Project, WriteBackMode
+from policies.terms.proposal import Asking, Proposal, StatusState
 from policies.terms.release import Release
 from policies.terms.run import Run, TaskRun
+from policies.terms.source import Elsewhere
 from policies.terms.task import ImageSpec, JobSpec, ServerSpec
 from policies.terms.trial import Experiment
 from policies.terms.version import Version
@@ -51,6 +57,16 @@ class SupersedeRun(Step):
 
     run: Run
     jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveSource(Step):
+    """Another repository whose commit is to be looked up, once for a run, and written down."""
+
+    run: str
+    source: Elsewhere
+    folders: tuple[str, ...]
+    """Folders of it that the run builds from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +127,9 @@ class Deploy(Step):
     """Since when its servers are being started."""
     patience_seconds: float = 120.0
     """How long they may take to answer before the version is given up."""
+    mode: WriteBackMode = "commit"
+    asking: Asking | None = None
+    """What people are asked, with `pull-request`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +144,28 @@ class RollBack(Step):
     event_id: str
     text: str
     """The alert's name, value and threshold in words."""
+    mode: WriteBackMode = "commit"
+    asking: Asking | None = None
+    """What people are asked, with `pull-request`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndProposal(Step):
+    """People are not to be asked any more: the request is closed, its branch goes, its status ends."""
+
+    proposal: Proposal
+    how: Literal["merged", "declined", "overtaken"]
+    forge: Forge | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetStatus(Step):
+    """A forge is to be told how a commit fares."""
+
+    commit: str
+    context: str
+    state: StatusState
+    forge: Forge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +207,15 @@ AnyStep = (
     | ResolveAlert
     | StartRun
     | SupersedeRun
+    | ResolveSource
     | BuildImage
     | RunJob
     | Tune
     | FinishTask
     | Deploy
     | RollBack
+    | EndProposal
+    | SetStatus
     | Serve
     | Retire
     | FreeJobs
@@ -180,7 +224,59 @@ AnyStep = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """All that an axon's steps follow from, besides the clock. Whole things are told apart by identity: they are frozen."""
+
+    axon: DesiredAxon
+    project: Project
+    recorded: Recorded | None
+    """The fold of its own entries; None where the fold was not kept by axon."""
+    releases: tuple[Release, ...]
+    versions: tuple[Version, ...]
+    jobs: tuple[tuple[str, str], ...]
+    """(name, phase) of each."""
+    alerts: tuple[Alert, ...]
+    received: tuple[str, ...]
+    """Ids of events that came in by HTTP."""
+    is_trusted: bool
+    around: object
+
+    def equals(self, other: Circumstances) -> bool:
+        """Whether nothing is new."""
+        return (
+            self.axon is other.axon
+            and self.project is other.project
+            and self.recorded is other.recorded
+            and self.recorded is not None
+            and self.is_trusted == other.is_trusted
+            and self.around == other.around
+            and self.jobs == other.jobs
+            and self.alerts == other.alerts
+            and self.received == other.received
+            and _are(self.releases, other.releases)
+            and _are(self.versions, other.versions)
+        )
+
+
+def _are(some: tuple[object, ...], others: tuple[object, ...]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtRest:
+    """An axon of which nothing is due, and what that followed from."""
+
+    seen: Circumstances
+    steps: tuple[AnyStep, ...]
+    """What is said of it at each look; nothing of it is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is due, in order."""
 
     steps: tuple[AnyStep, ...]
+    at_rest: Mapping[str, AtRest] = field(default_factory=dict, compare=False, repr=False)
+    """Axons that need no planning until something about them is new."""
+    planned: int = field(default=0, compare=False)
+    """How many axons were planned anew."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from policies.terms.document_types import Document, Instant, Quantity
+from policies.terms.revision import KeyKind
 
 GIT_URL = r"^([a-z][a-z0-9+.-]*://([^\s/:@]+@)?[^\s/@]*(/\S*)?|[^\s/:-][^\s/:]*:/?[^\s/:]\S*|/\S*)$"
 """A URL, `host:path` as in SSH, or a path; a password in it would be shown to whoever may read the object."""
 REGISTRY_PATH = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+$"
 """Host, port and path of one repository; the path's rule is that of the OCI Distribution Specification 1.1."""
+SSH_KEYS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")
+CERTIFICATE, PRIVATE_KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----BEGIN PGP PRIVATE KEY BLOCK-----"
 SECRET_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 """What Kubernetes lets a Secret be called."""
 
@@ -38,6 +41,47 @@ def _check_secret_name(text: str) -> str:
 
 def _check_maybe_secret_name(text: str) -> str:
     return _check_secret_name(text) if text else text
+
+
+def _check_ssh_key(text: str) -> str:
+    words = text.split()
+    if len(words) < 2 or not words[0].startswith(SSH_KEYS) or "\n" in text.strip():
+        raise ValueError(f"expected a public SSH key on one line, `ssh-ed25519 AAAA…`, got {_shown(text)}")
+    return text
+
+
+def _check_certificate(text: str) -> str:
+    if PRIVATE_KEY in text:
+        raise ValueError("expected the public certificate, got a private key; write the output of `gpg --armor --export`")
+    if not text.strip().startswith(CERTIFICATE):
+        raise ValueError(
+            f"expected an armored OpenPGP certificate, the output of `gpg --armor --export NAME`, got {_shown(text)}; "
+            "a fingerprint alone verifies nothing"
+        )
+    return text
+
+
+def _check_word(text: str) -> str:
+    if not text or any(letter.isspace() or not letter.isprintable() for letter in text):
+        raise ValueError(f"expected an address or a URL without spaces, got {_shown(text)}")
+    return text
+
+
+def _check_folder(text: str) -> str:
+    parts = text.strip("/").split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(letter in text for letter in "*?[\\"):
+        raise ValueError(f"expected a folder or a file from the root of the repository, `axons/digits/`, got {_shown(text)}")
+    return text
+
+
+def _check_commit(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9a-f]{40}", text):
+        raise ValueError(f"expected a commit as 40 hexadecimal characters in lower case, got {_shown(text)}")
+    return text
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 GitUrl = Annotated[str, AfterValidator(_check_git_url)]
@@ -74,13 +118,46 @@ class Signer(Document):
     revoked: str = ""
     """Why nothing that this key signs counts any more; the signer stays named, so that messages can say so."""
 
+    @field_validator("ssh")
+    @classmethod
+    def _is_ssh_key(cls, text: str | None) -> str | None:
+        return text if text is None else _check_ssh_key(text)
+
+    @field_validator("openpgp")
+    @classmethod
+    def _is_certificate(cls, text: str | None) -> str | None:
+        return text if text is None else _check_certificate(text)
+
+    @field_validator("identity", "issuer")
+    @classmethod
+    def _is_word(cls, text: str | None) -> str | None:
+        return text if text is None else _check_word(text)
+
+    @field_validator("paths")
+    @classmethod
+    def _are_folders(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_folder(path) for path in paths)
+
     @model_validator(mode="after")
     def _one_key(self) -> Signer:
         if sum(value is not None for value in (self.ssh, self.openpgp, self.identity)) != 1:
             raise ValueError("expected exactly one of ssh, openpgp and identity")
         if (self.identity is None) != (self.issuer is None):
             raise ValueError("expected identity and issuer together: an identity means nothing without who vouches for it")
+        if self.valid_from is not None and self.valid_until is not None and self.valid_from >= self.valid_until:
+            raise ValueError("expected validUntil after validFrom")
         return self
+
+    @property
+    def kind(self) -> KeyKind:
+        """How this signer signs."""
+        return "ssh" if self.ssh is not None else "openpgp" if self.openpgp is not None else "sigstore"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What this signer signs with, comparable."""
+        words = self.ssh.split()[:2] if self.ssh is not None else [self.openpgp or "", self.identity or "", self.issuer or ""]
+        return self.kind, *words
 
 
 class Trust(Document):
@@ -93,11 +170,21 @@ class Trust(Document):
     sigstore_root: str = ""
     """A Sigstore trusted root as JSON, for signers with an identity; empty: that of the public good instance."""
 
+    @field_validator("since")
+    @classmethod
+    def _is_commit(cls, text: str) -> str:
+        return _check_commit(text)
+
     @model_validator(mode="after")
     def _names_once(self) -> Trust:
         names = [signer.name for signer in self.signers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected each signer's name once, got {', '.join(twice)} again")
+        known: dict[tuple[str, ...], str] = {}
+        for signer in self.signers:
+            if signer.key in known:
+                raise ValueError(f"expected each key once, got that of {known[signer.key]} again for {signer.name}")
+            known[signer.key] = signer.name
         return self
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
+
+from policies.terms.project import Forge, Review
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +45,56 @@ class Approval:
 
 
 StatusState = Literal["pending", "success", "failure", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What the ledger says of one change that people are asked about: one for each task run that makes one."""
+
+    task_run: str
+    run: str
+    axon: str
+    kind: Literal["promotion", "rollback"]
+    version: str
+    branch: str
+    """The head: a branch of our own."""
+    evidence: str
+    """Digest of what people are asked to judge; the place of the change in the branch's history is no part of it."""
+    at: datetime
+    """When it was decided on: author and committer instant of its commits, so that making one twice makes it once."""
+    heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Commit that was the branch's tip -> (what it was based on, the evidence it showed), oldest first."""
+    ended: Literal["", "merged", "declined", "overtaken"] = ""
+    reason: str = ""
+    """Why it ended, for people."""
+
+    @property
+    def head(self) -> str:
+        """The newest commit that we made of it; empty before the first."""
+        return next(reversed(tuple(self.heads)), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """One look at a proposal: what the pull request is to be now."""
+
+    proposal: Proposal
+    is_recorded: bool
+    """Whether the ledger knows of it; else that is the first thing to do."""
+    base_branch: str
+    base: str
+    """Tip of the branch that it is for, 40 hexadecimal characters."""
+    is_trusted: bool
+    """Whether that tip is; nothing is proposed on top of one that is not."""
+    title: str
+    body: str
+    """The evidence, Markdown."""
+    forge: Forge | None
+    """None: a branch is all there is."""
+    review: Review
+    author: str
+    """Who signed the commit that it came from."""
+    committer: str
+    """`Name <address>` for its commits; empty: Myelin's own."""
+    shown: str
+    """Digest of all that the body shows; approvals are bound to it."""

@@ -22,6 +22,8 @@ class Run:
     commit: str
     """The commit whose manifest and source it works from."""
     started_at: datetime
+    by: str = ""
+    """Who signed that commit, by the name in `spec.trust.signers`; empty where nobody did."""
     superseded: str = ""
     """Why nothing more is done for it; empty while it counts."""
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from policies.terms.digest import Digest
+from policies.terms.source import Elsewhere
 
 Kept = Literal["model", "data"]
 
@@ -119,6 +120,12 @@ class ImageSpec:
     dockerfile: str = ""
     event_set: str = ""
     """For the tag and provenance; no part of the identity."""
+    source: Elsewhere | None = None
+    """The other repository that folder and tree are of; None: the watched one. No part of the identity: the tree is."""
+    source_commit: str = ""
+    """Commit of that other repository, 40 hexadecimal characters."""
+    largest_bytes: int = 100 << 20
+    """Files of the source above it are refused before they are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def finish_builds(world: World) -> bool:
     """Let all builds come to their end; returns whether there were any. A folder with an install script fails."""
     for identity, spec in world.building.items():
         top = f"{spec.folder}/" if spec.folder else ""
-        settings = world.outside.commits[spec.commit].files.get(f"{top}.s2i/environment", b"")
+        settings = world.outside.commits[spec.source_commit or spec.commit].files.get(f"{top}.s2i/environment", b"")
         if b"INSTALL_SCRIPT" in settings:
             message = f"{spec.repository}: INSTALL_SCRIPT needs a container build, which is not part of Myelin yet"
             world.failed[identity] = ImageState(phase="failed", reason="NotBuilt", message=message)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from policies.errors import ConflictError, RefusedError
-from policies.ledger import decode, encode, entry_of, shard_name
+from policies.ledger import decode, encode, entry_of
+from policies.segments import Newest, in_order, spread
 from policies.terms.record import Entry, Statement
 from reconcilers.ports import Clock, Keys, Repository
 from tests.fakes.world import Disk, World
@@ -28,6 +29,16 @@ class FakeLedger:
 
     def entries(self) -> tuple[Entry, ...]:
         return (*self._pushed, *self._pending)
+
+    def since(self, number: int) -> Iterator[Entry]:
+        return iter([entry for entry in self.entries() if entry.number > number])
+
+    def holds(self, number: int, digest: str) -> bool:
+        found = {entry.number: str(entry.digest) for entry in self.entries()}
+        return {0: "", **found}.get(number) == digest
+
+    def knows(self, keys: Sequence[str]) -> Set[str]:
+        return {entry.statement.key for entry in self.entries()}.intersection(keys)
 
     def record(self, statements: Sequence[Statement]) -> tuple[Entry, ...]:
         known = {entry.statement.key for entry in self.entries()}
@@ -62,19 +73,23 @@ class FakeLedger:
         raise ConflictError(f"branch {BRANCH}: expected our push to win once in {TRIES}, it never did")
 
     def _push_once(self, head: str) -> None:
-        shards: dict[str, bytes] = {}
-        for entry in self._pending:
-            shard = shard_name(entry.at)
-            if shard not in shards:
-                shards[shard] = self._repository.read_many(head, [shard]).get(shard, b"") if head else b""
-            shards[shard] += encode(entry)
+        newest, before = None, {}
+        if head:
+            _, segments = in_order(item.path for item in self._repository.files(head, "ledger"))
+            before = dict(self._repository.read_many(head, segments[-1:]))
+            newest = next(
+                (Newest(path=name, entries=text.count(b"\n"), size_bytes=len(text)) for name, text in before.items()), None
+            )
+        added, _ = spread(self._pending, newest)
+        changes = {path: before.get(path, b"") + text for path, text in added.items()}
         text = f"ledger: {len(self._pending)} entries\n"
-        self._repository.push(branch=BRANCH, parent=head, changes=dict(shards), message=text, at=self._clock.now())
+        self._repository.push(branch=BRANCH, parent=head, changes=dict(changes), message=text, at=self._clock.now())
 
     def _catch_up(self) -> str:
         """Read what the branch has beyond what we know; what we have beyond it is chained anew behind that."""
         head = self._repository.fetch(BRANCH)
-        paths = sorted(item.path for item in self._repository.files(head, "ledger")) if head else []
+        shards, segments = in_order(item.path for item in self._repository.files(head, "ledger")) if head else ([], [])
+        paths = [*shards, *segments]
         texts = self._repository.read_many(head, paths) if head else {}
         there = [decode(line) for path in paths for line in texts[path].splitlines()]
         if there[: len(self._pushed)] != self._pushed:

@@ -34,8 +34,12 @@ RELEASE = "releases/digits/deployer.yaml"
 TRAIN = "axons/digits/training/train.py"
 
 
-def project_files() -> dict[str, bytes | None]:
-    """example-repo with a person's key in it, less to tune and no locks, which nothing here reads."""
+def project_files(write_back: Mapping[str, Any] | None = None) -> dict[str, bytes | None]:
+    """example-repo with a person's key in it, less to tune and no locks, which nothing here reads.
+
+    Args:
+        write_back: `spec.writeBack`, where it is not to be the example's.
+    """
     axon = (EXAMPLE / "axons/digits/axon.yaml").read_text()
     for old, new in SMALLER.items():
         assert old in axon
@@ -44,6 +48,8 @@ def project_files() -> dict[str, bytes | None]:
     text = (EXAMPLE / "myelin.yaml").read_bytes()
     project = documents.load(text, "myelin.yaml").value
     project["spec"]["trust"]["signers"] = [{"name": "you", "ssh": PERSON.public()}]
+    if write_back is not None:
+        project["spec"]["writeBack"] = dict(write_back)
     files: dict[str, bytes | None] = {"myelin.yaml": documents.edit(text, project), "axons/digits/axon.yaml": axon.encode()}
     for path in sorted((EXAMPLE / "axons/digits").rglob("*")):
         if path.suffix == ".py" or path.name == "environment":
@@ -84,11 +90,19 @@ class Story:
         lives: After how many port calls each controller dies; those after the last one do not.
         goes_on: Whether jobs, builds and servers go on while no controller lives.
         loses_disk: Whether what was not pushed is lost with each controller.
+        write_back: `spec.writeBack` of the project, where it is not to be the example's.
     """
 
     def __init__(
-        self, *, ledger: MakeLedger = FakeLedger, lives: Iterable[int] = (), goes_on: bool = False, loses_disk: bool = False
+        self,
+        *,
+        ledger: MakeLedger = FakeLedger,
+        lives: Iterable[int] = (),
+        goes_on: bool = False,
+        loses_disk: bool = False,
+        write_back: Mapping[str, Any] | None = None,
     ) -> None:
+        self._write_back = write_back
         self.world = World()
         self.world.programs |= {
             "axons/digits/data": prepare,
@@ -109,7 +123,7 @@ class Story:
 
     def begin(self) -> None:
         """Two commits of a person, each of which becomes a version."""
-        self.push(project_files(), "Start a project\n")
+        self.push(project_files(self._write_back), "Start a project\n")
         self.settle()
         self.world.move(60)
         self.push({TRAIN: b"# better\n"}, "Train better\n")
@@ -200,7 +214,8 @@ class Story:
 
     def asks(self) -> list[Ask]:
         """Every configuration that was to be tried."""
-        return [ask for asks in fold(self.entries()).asks.values() for ask in asks]
+        asked = fold(entry for entry in self.entries() if entry.statement.kind == "ask")
+        return [ask for asks in asked.asks.values() for ask in asks]
 
     def ending(self) -> Ending:
         """What is left."""

@@ -14,14 +14,17 @@ from controller.adapters.documents import YamlDocuments
 from controller.adapters.keys import SshKey
 from controller.trustfile import signers_of
 from policies.terms.document import LoadedDocument
-from reconcilers.ports import Clock, Keys, Ledger, Ports, Repository
+from policies.terms.project import Forge as ForgeSettings
+from reconcilers.ports import Clock, Forge, Keys, Ledger, Ports, Repository
 from tests.fakes.engine import FakeEngine
+from tests.fakes.forge import FakeForge
 from tests.fakes.images import FakeImages
 from tests.fakes.inbox import FakeInbox
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.metrics import FakeMetrics
 from tests.fakes.repository import FakeRepository
 from tests.fakes.sampler import FakeSampler
+from tests.fakes.sources import FakeSources
 from tests.fakes.world import HandClock, World
 
 MakeLedger = Callable[[World, Repository, Keys, Clock], Ledger]
@@ -57,6 +60,7 @@ def open_ports(world: World, *, ledger: MakeLedger = FakeLedger) -> Ports:
         repository=repository,
         ledger=gate(world, "ledger", ledger(world, repository, CONTROLLER, clock)),
         engine=gate(world, "engine", FakeEngine(world)),
+        sources=gate(world, "sources", FakeSources(world)),
         images=gate(world, "images", FakeImages(world)),
         sampler=gate(world, "sampler", FakeSampler()),
         metrics=gate(world, "metrics", FakeMetrics(world)),
@@ -64,7 +68,19 @@ def open_ports(world: World, *, ledger: MakeLedger = FakeLedger) -> Ports:
         keys=gate(world, "keys", CONTROLLER),
         documents=gate(world, "documents", Documents()),
         clock=gate(world, "clock", clock),
+        forges=FakeForges(world),
     )
+
+
+class FakeForges:
+    """Implements `reconcilers.ports.Forges`: one forge, whatever the settings say."""
+
+    def __init__(self, world: World) -> None:
+        self._forge = gate(world, "forge", FakeForge(world))
+
+    def of(self, settings: ForgeSettings) -> Forge:
+        forge: Forge = self._forge
+        return forge
 
 
 class _Gate:

@@ -33,6 +33,7 @@ from policies.terms.plan import (
     BuildImage,
     Deploy,
     FinishTask,
+    Plan,
     RecordEvent,
     ResolveAlert,
     Retire,
@@ -123,6 +124,7 @@ class World:
     received: tuple[Event, ...] = ()
     image_of: Callable[[str], str] = str
     """Identity -> what its digest is made of."""
+    earlier: Plan | None = None
 
     def say(self, *statements: Statement) -> None:
         known = {entry.statement.key for entry in self.entries}
@@ -141,7 +143,12 @@ class World:
         return Observed(recorded=self.recorded, jobs=self.jobs, images=self.images, alerts=self.alerts, received=received)
 
     def plan(self) -> list[AnyStep]:
-        return list(plan(self.desired, self.look(), now=self.now, around=AROUND).steps)
+        """What is due; that an earlier plan is at hand must never change it."""
+        observed = self.look()
+        anew = plan(self.desired, observed, now=self.now, around=AROUND)
+        self.earlier = plan(self.desired, observed, now=self.now, around=AROUND, before=self.earlier)
+        assert self.earlier.steps == anew.steps
+        return list(anew.steps)
 
     def act(self, steps: Sequence[AnyStep], ends: Callable[[str], str] = lambda _: "Succeeded") -> None:
         """Do what is due.
@@ -264,6 +271,20 @@ def of(axon: str, steps: Sequence[AnyStep]) -> list[AnyStep]:
 @given(worlds())
 def test_planning_the_same_twice_gives_the_same_plan(world: World) -> None:
     assert world.plan() == world.plan()
+
+
+def test_only_the_axon_that_a_commit_changed_is_planned_again() -> None:
+    axons = [axon_like((("Commit", ((1,),)),), f"a{number}", ships=False) for number in range(20)]
+    world = World(desired_of(*axons))
+    world.settle()
+    assert world.earlier is not None
+    world.plan()
+    assert world.earlier.planned == 0
+    world.desired = replace(world.desired, axons={**world.desired.axons, "a7": replace(axons[7], digest="d2")})
+    world.plan()
+    assert world.earlier.planned == 1
+    world.settle()
+    assert world.earlier.planned <= 1
 
 
 @settings(max_examples=50)

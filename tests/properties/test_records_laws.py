@@ -107,7 +107,31 @@ def test_folding_piece_by_piece_equals_folding_at_once(found: list[Statement], d
         recorded = records.fold(entries[begin:at], onto=recorded)
     assert recorded == records.fold(entries)
     assert list(recorded.tasks) == list(records.fold(entries).tasks)
+    assert (recorded.slices or {}) == records.fold(entries).slices
     assert (recorded.entries, recorded.head) == (len(entries), entries[-1].digest if entries else "")
+
+
+@settings(max_examples=60)
+@given(st.lists(statements, max_size=8, unique_by=lambda item: item.key.partition("/")[2]))
+def test_what_is_kept_of_an_axon_is_what_is_recorded_of_it(found: list[Statement]) -> None:
+    recorded = records.fold(kept(*found))
+    for axon in {statement.axon for statement in found} | {"nobody"}:
+        kept_of, sifted = recorded.of(axon), replace(recorded, slices=None).of(axon)
+        for name in ("events", "runs", "tasks", "proposals"):
+            assert getattr(kept_of, name) == getattr(sifted, name)
+            assert list(getattr(kept_of, name)) == list(getattr(sifted, name))
+
+
+@settings(max_examples=60)
+@given(st.lists(statements | st.builds(records.ask_statement, texts, ids, asks), max_size=9))
+def test_a_fold_without_what_is_spent_equals_the_fold_of_everything(found: list[Statement]) -> None:
+    entries = kept(*found)
+    living: list[Entry] = []
+    for entry in entries:
+        if run := records.spent_by(entry.statement):
+            living = [one for one in living if records.trial_of(one.statement.kind, one.statement.key) != run]
+        living.append(entry)
+    assert records.fold(living) == records.fold(entries)
 
 
 @settings(max_examples=40)
@@ -160,14 +184,14 @@ def test_a_run_reads_back_as_it_was_and_as_superseded(run: Run, reason: str) -> 
 def test_a_task_reads_back_as_it_was(task: TaskRun) -> None:
     recorded = records.fold(kept(records.task_statement(task)))
     assert recorded.tasks == {task.id: task}
-    assert recorded.inputs == ({task.inputs: task.id} if task.inputs and task.state == "Succeeded" else {})
+    assert recorded.inputs == ({task.inputs: task} if task.inputs and task.state == "Succeeded" else {})
 
 
 @given(st.lists(tasks, max_size=6))
 def test_equal_inputs_lead_to_the_newest_task_that_succeeded(found: list[TaskRun]) -> None:
     numbered = [replace(task, id=f"{number}") for number, task in enumerate(found)]
     recorded = records.fold(kept(*map(records.task_statement, numbered)))
-    good = {task.inputs: task.id for task in numbered if task.state == "Succeeded" and task.inputs}
+    good = {task.inputs: task for task in numbered if task.state == "Succeeded" and task.inputs}
     assert recorded.inputs == good
 
 
@@ -194,7 +218,7 @@ def test_an_ended_alert_and_a_deployment_read_back(name: str, version: str) -> N
     assert recorded.deploying == {name: NOW}
 
 
-@given(st.lists(statements, max_size=8))
+@given(st.lists(statements, max_size=8, unique_by=lambda item: item.key.partition("/")[2]))
 def test_statements_of_different_things_have_different_keys(found: list[Statement]) -> None:
     subjects = {
         (one.kind, *(str(one.body.get(name)) for name in ("id", "event", "run", "taskRun", "trial", "rung", "digest")))
