@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from controller import cli_acts
+from controller.printing import Form, Output, Repo, State, Trust, flat, hint, show, since
 from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
 
 # Plain help: the rich one takes 0.13 s to import.
@@ -21,20 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="GitOps for machine learning.",
 )
-
-
-class Output(StrEnum):
-    """How an answer is written."""
-
-    text = "text"
-    json = "json"
-    yaml = "yaml"
-
-
-Repo = Annotated[str, typer.Option("--repo", help="Path or URL of the repository.")]
-State = Annotated[str, typer.Option("--state", help="Folder of the controller's state.")]
-Trust = Annotated[str, typer.Option("--trust", help="File that pins whose commits are trusted.")]
-Form = Annotated[Output, typer.Option("-o", "--output", help="text, json or yaml.")]
 
 
 def main() -> None:
@@ -65,32 +52,6 @@ def main() -> None:
         sys.exit(4)
 
 
-def show(value: Any, form: Output, text: str) -> None:
-    """Write an answer: one document on standard output."""
-    if form is Output.json:
-        typer.echo(json.dumps(value, indent=2))
-    elif form is Output.yaml:
-        from controller.adapters.documents import YamlDocuments
-
-        typer.echo(YamlDocuments().render(value if isinstance(value, dict) else {"items": value}).decode(), nl=False)
-    else:
-        typer.echo(text)
-
-
-def flat(value: Any) -> str:
-    """A value on one line, for people."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {flat(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "; ".join(flat(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def hint(text: str) -> None:
-    """Progress and hints go to standard error."""
-    typer.echo(text, err=True)
-
-
 @app.command()
 def init(folder: Path, output: Form = Output.text) -> None:
     """Make a new project repository from the example, signed with a key made on the spot."""
@@ -110,6 +71,7 @@ def run(
     once: Annotated[bool, typer.Option(help="One pass.")] = False,
     until_idle: Annotated[bool, typer.Option(help="Until nothing is due or running.")] = False,
     branch: Annotated[str, typer.Option(help="The branch that is the truth.")] = "main",
+    git_access: Annotated[str, typer.Option(help="Folder with the files of a login to the Git server.")] = "",
     port: Annotated[int | None, typer.Option(help="Port of the first deployer's proxy.")] = None,
     inbox_port: Annotated[int | None, typer.Option(help="Port of the inbox.")] = None,
     isolation: Annotated[str | None, typer.Option(help="bubblewrap or none.")] = None,
@@ -119,7 +81,7 @@ def run(
     from controller import follow, project
     from controller.stopping import stop_servers
 
-    place = project.find(repo, state=state, trust=trust)
+    place = project.find(repo, state=state, trust=trust, git_access=git_access)
     if stop:
         hint(f"{stop_servers(place.state)} servers ended")
         return
@@ -166,11 +128,18 @@ def plan(
     state: State = "",
     trust: Trust = "",
     events: Annotated[Path | None, typer.Option(help="JSON file with events that are taken to have happened.")] = None,
+    against: Annotated[str, typer.Option(help="A branch, tag or commit: only what differs from the plan there.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --against: as Markdown.")] = False,
+    comment: Annotated[int | None, typer.Option(help="With --against: as a comment on the pull request of that number.")] = None,
     output: Form = Output.text,
 ) -> None:
     """What would be built, run, deployed and committed, and why; nothing is done. Any folder with manifests will do."""
     from controller import answers, project
 
+    if against:
+        from controller import cli_acts
+
+        cli_acts.plan_against(project.find(repo, state=state, trust=trust), against, events, markdown, comment, output)
     value = answers.plan(project.find(repo, state=state, trust=trust, bare_folder=True), events)
     lines = [f"{value['revision']}", *(f"fault    {item}" for item in value["faults"])]
     lines += [f"refused  {value['trust']}"] if value["trust"] else []
@@ -200,7 +169,10 @@ def status(axon: Annotated[str, typer.Argument()] = "", repo: Repo = ".", state:
         lines.append("the controller that saw this does not run any more; start `myelin run`")
     if value.get("unsigned"):
         lines.append(f"UNSAFE: {value['unsigned']} unsigned commits were accepted, because the trust file allows it")
-    lines += [f"{item['state']:<8} {item['subject']}: {item['reason']}: {item['message']}" for item in value["outcomes"]]
+    lines += [
+        f"{item['state']:<8} {item['subject']}: {item['reason']}: {item['message']}{since(item, value['at'])}"
+        for item in value["outcomes"]
+    ]
     lines += [f"{item['phase']:<8} {item['name']} at {item['address']} {item['message']}" for item in value["servers"]]
     if not value["outcomes"] and value["running"]:
         lines.append("everything is as it should be")
@@ -214,7 +186,8 @@ def history(axon: str, repo: Repo = ".", state: State = "", trust: Trust = "", o
 
     value = answers.history(project.find(repo, state=state, trust=trust), axon)
     lines = [
-        f"{item['at']}  {item['version']:<13} {item['what']:<9} by {item['by']}  {item['commit'][:12]}  {item['why']}"
+        f"{item['at']}  {item['version']:<13} {item['what']:<9} by {item['by']}"
+        f"{' (NOT TRUSTED)' if item['trusted'] is False else ''}  {item['commit'][:12]}  {item['why']}"
         for item in value
     ]
     show(value, output, "\n".join(lines) or f"nothing happened to {axon} yet")
@@ -247,11 +220,47 @@ def verify(
     from controller import answers, project
 
     value = answers.verify(project.find(repo, state=state, trust=trust), subject)
-    lines = [
-        f"{'ok' if item['ok'] else 'WRONG':<6} {item['kind']:<8} {item['subject']} {item['reason']}" for item in value["checked"]
-    ]
-    show(value, output, "\n".join([*lines, "everything fits" if value["ok"] else "something does not fit"]))
+    words = {True: "ok", False: "WRONG", None: "?"}
+    lines = [f"{words[item['ok']]:<6} {item['kind']:<8} {item['subject']} {item['reason']}" for item in value["checked"]]
+    unknown = sum(item["ok"] is None for item in value["checked"])
+    end = "everything fits" if value["ok"] else "something does not fit"
+    end += f", as far as it could be checked here: {unknown} could not" if unknown else ""
+    show(value, output, "\n".join([*lines, end]))
     raise typer.Exit(0 if value["ok"] else 1)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A version, or a URL, image, model or commit of one.")],
+    after: Annotated[str, typer.Argument(help="Another.")],
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    output: Form = Output.text,
+) -> None:
+    """What differs between two versions: code, manifest, data, parameters, metrics, environment, routes, images."""
+    from controller import answers, project
+    from controller.answers import differing
+
+    value = answers.diff(project.find(repo, state=state, trust=trust), before, after)
+    show(value, output, "\n".join(differing.told(value)))
+
+
+@app.command()
+def ledger(
+    begin: Annotated[str, typer.Option("--since", help="Only what was recorded at this instant or later, RFC 3339.")] = "",
+    axon: Annotated[str, typer.Option(help="Only what concerns this axon.")] = "",
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+) -> None:
+    """The ledger as JSON lines: each entry with its digest, the one before, and its signature."""
+    from controller import project
+    from controller.answers import proof
+
+    place = project.find(repo, state=state, trust=trust)
+    for line in proof.ledger(place, since=proof.instant(begin) if begin else None, axon=axon):
+        sys.stdout.buffer.write(line + b"\n")
 
 
 @app.command()
@@ -294,6 +303,21 @@ def fire(
     place = project.find(repo, state=state)
     identity = inbox.fire(place.state / "inbox", target, data.read_bytes() if data else b"")
     show({"id": identity}, output, identity)
+
+
+@app.command()
+def hooks(
+    base: Annotated[str, typer.Option(help="What forges reach the inbox by, https://….")] = "",
+    repo: Repo = ".",
+    state: State = "",
+    output: Form = Output.text,
+) -> None:
+    """Addresses and secret of the webhooks that wake the controller, and where to enter them. It prints a secret."""
+    from controller import inbox, project
+
+    value = inbox.webhooks(project.find(repo, state=state).state / "inbox", base=base)
+    lines = [f"{'secret':<10} {value['secret']}", *(f"{kind:<10} {url}" for kind, url in value["urls"].items())]
+    show(value, output, "\n".join([*lines, "", *inbox.HOW_TO_ENTER]))
 
 
 @app.command()
@@ -348,3 +372,6 @@ def keys_show(folder: Path, output: Form = Output.text) -> None:
 def show_keys(value: dict[str, str], form: Output) -> None:
     """Write public keys."""
     show(value, form, f"{value['controller']} myelin\n{value['image'].rstrip()}")
+
+
+cli_acts.register(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import signal
 from collections.abc import Callable, Sequence
 from logging.handlers import RotatingFileHandler
@@ -14,7 +15,7 @@ from controller.adapters import gauges
 from controller.adapters.engine_local.supervise import born
 from controller.adapters.files import watch_repository
 from controller.loop import Report, run_pass
-from controller.settings import Settings
+from controller.settings import JITTER, Settings
 from controller.wiring import Waker, Wired, wire
 from policies.terms.outcome import Outcome
 
@@ -85,12 +86,18 @@ def _passes(
             break
         if report.look_again:
             continue
-        waker.wait(settings.busy_seconds if report.is_busy or quiet < IDLE_PASSES else settings.poll_seconds)
+        waker.wait(settings.busy_seconds if report.is_busy or quiet < IDLE_PASSES else spread(settings.poll_seconds))
     return report
+
+
+def spread(seconds: float) -> float:
+    """A time between two looks, a little more or less than this: many controllers must not ask one server at once."""
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 def write_status(state: Path, report: Report, wired: Wired) -> None:
     """Leave what the last pass came to, for others to read."""
+    since = _since(state, report)
     value = {
         "at": report.at.isoformat(),
         "pid": os.getpid(),
@@ -101,7 +108,13 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
         "isolation": wired.isolation,
         "inbox": wired.inbox_address,
         "outcomes": [
-            {"state": item.state, "subject": item.subject, "reason": item.reason, "message": item.message}
+            {
+                "state": item.state,
+                "subject": item.subject,
+                "reason": item.reason,
+                "message": item.message,
+                "since": since.get((item.subject, item.reason), "") if item.state != "done" else "",
+            }
             for item in report.outcomes
             if not item.is_quiet
         ],
@@ -127,6 +140,19 @@ def write_status(state: Path, report: Report, wired: Wired) -> None:
         place.with_suffix(".new").replace(place)
     except OSError:
         return  # a full disk is told by the outcomes of those who need the disk
+
+
+def _since(state: Path, report: Report) -> dict[tuple[str, str], str]:
+    """(subject, reason) -> since when it has not been done: what was left on disk goes on, also after a restart."""
+    troubles = {(item.subject, item.reason) for item in report.outcomes if item.state != "done" and not item.is_quiet}
+    known: dict[tuple[str, str], str] = {}
+    if troubles:
+        try:
+            left = json.loads((state / "status.json").read_bytes())["outcomes"]
+            known = {(item["subject"], item["reason"]): item.get("since", "") for item in left if item["state"] != "done"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # nothing was left, or nothing that can be read
+    return {key: known.get(key) or report.at.isoformat() for key in troubles}
 
 
 class Told:

@@ -27,15 +27,28 @@ class Place:
     work_tree: Path | None
     branch: str = "main"
     """The branch that is the truth."""
+    git_access: Path | None = None
+    """Folder of files that say how the Git server is reached; None: the user's own set-up counts."""
+
+    @property
+    def access(self) -> git.GitAccess | None:
+        """What the Git server is shown and must show.
+
+        Raises:
+            OutsideError: The folder is not there, or others may read it.
+            DesiredStateError: A file that the URL needs is missing.
+        """
+        return git.access_from_folder(self.git_access, self.url) if self.git_access is not None else None
 
 
-def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = False) -> Place:
+def find(repo: str, *, state: str = "", trust: str = "", git_access: str = "", bare_folder: bool = False) -> Place:
     """The repository at a path or URL, with what its clone knows of state and trust.
 
     Args:
         repo: A URL, a clone with a remote `origin`, or a bare repository.
         state: State folder that goes before what the clone knows.
         trust: Trust file that goes before what the clone knows.
+        git_access: Folder that goes before what the clone knows.
         bare_folder: Whether any folder will do; then the place's `url` may be empty.
 
     Raises:
@@ -45,7 +58,11 @@ def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = Fal
         return operated
     if "://" in repo or ":" in repo.split("/")[0]:
         return Place(
-            url=repo, state=Path(state) if state else state_folder(repo), trust=Path(trust) if trust else None, work_tree=None
+            url=repo,
+            state=Path(state) if state else state_folder(repo),
+            trust=Path(trust) if trust else None,
+            work_tree=None,
+            git_access=Path(git_access) if git_access else None,
         )
     path = Path(repo).resolve()
     url = git.origin_of(path) if path.is_dir() else ""
@@ -56,12 +73,14 @@ def find(repo: str, *, state: str = "", trust: str = "", bare_folder: bool = Fal
     top = git.top_of(path) if url and url != str(path) else path
     known_state = state or git.config_get(path, "myelin.state")
     known_trust = trust or git.config_get(path, "myelin.trust")
+    known_access = git_access or git.config_get(path, "myelin.gitAccess")
     return Place(
         url=url,
         state=Path(known_state) if known_state else state_folder(url or str(path)),
         trust=Path(known_trust) if known_trust else None,
         work_tree=None if url == str(path) else top,
         branch=git.config_get(path, "myelin.branch") or "main",
+        git_access=Path(known_access) if known_access else None,
     )
 
 
@@ -85,7 +104,8 @@ def _operated(repo: str, state: str) -> Place | None:
 
 def settings_of(place: Place, **more: object) -> Settings:
     """Settings to follow a place."""
-    return Settings(repository=place.url, state=place.state, trust=place.trust, **{"branch": place.branch, **more})  # type: ignore[arg-type]
+    known = {"branch": place.branch, "git_access": place.git_access}
+    return Settings(repository=place.url, state=place.state, trust=place.trust, **{**known, **more})  # type: ignore[arg-type]
 
 
 def example_folder() -> Path:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from controller.adapters.cluster import SECRET, Cluster
+from controller.adapters.git.access import KEYS, SSH_AUTH, GitAccess, access_from
 from controller.adapters.keys import ImageKey, SshKey
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.trustfile import TrustFile
 from policies.errors import DesiredStateError, RefusedError
 from policies.terms.project import Project
 from policies.terms.secret import Secret
+from policies.terms.source import Elsewhere
 from reconcilers.manifests.names import LONGEST
 
+GIT_KEYS = (*KEYS, SSH_AUTH)
 DOCKER_CONFIG = ".dockerconfigjson"
 MAKE_KEYS = (
     "make them with `myelin keys new DIR`, and "
@@ -35,8 +38,8 @@ class ProjectObject:
     uid: str
     generation: int
     document: Project
-    login: Secret | None
-    """Value of the header `Authorization` for the Git server."""
+    git_access: GitAccess | None
+    """What the Git server is shown and must show."""
     access: Access
     """How the controller reaches the registry."""
     pull_secret: str
@@ -44,6 +47,8 @@ class ProjectObject:
     """For base images on the same or another registry; never shown."""
     key: SshKey
     image_key: ImageKey
+    forge_token: Secret | None = None
+    """What the forge that the object names is asked with; never shown."""
 
     def __repr__(self) -> str:
         return f"ProjectObject({self.namespace}/{self.name})"
@@ -78,6 +83,8 @@ class ProjectObject:
             controller=self.key.public(),
             images=(self.image_key.public_pem,),
             since=trust.since,
+            ancestors=trust.ancestors,
+            sigstore_root=trust.sigstore_root,
             unsafe_unsigned_commits=trust.unsafe_unsigned_commits,
         )
 
@@ -135,11 +142,10 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
             f"spec.keys.secretName: expected a Secret with the project's keys, got none; {MAKE_KEYS}", reason="KeyMissing"
         )
     keys = _Secrets(cluster, namespace, "spec.keys.secretName", spec.keys.secret_name)
-    login = None
+    git_access = None
     if spec.repository.secret_name:
         git = _Secrets(cluster, namespace, "spec.repository.secretName", spec.repository.secret_name)
-        pair = f"{git.text('username')}:{git.text('password')}"
-        login = Secret("Basic " + base64.b64encode(pair.encode()).decode())
+        git_access = access_from(git.texts(GIT_KEYS), spec.repository.url, origin=f"spec.repository.secretName: {git.origin}")
     docker_config, plain = "", spec.registry.unsafe_plain_http
     access = Access(repository=spec.registry.repository, unsafe_plain_http=plain)
     if spec.registry.secret_name:
@@ -152,13 +158,48 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         uid=str(meta["uid"]),
         generation=int(meta.get("generation", 1)),
         document=document,
-        login=login,
+        git_access=git_access,
         access=access,
         pull_secret=spec.registry.pull_secret_name or spec.registry.secret_name or "",
         docker_config=docker_config,
         key=SshKey.parse(keys.text("controller", MAKE_KEYS).encode(), f"{keys.origin}: controller"),
         image_key=ImageKey.parse(keys.text("image.pem", MAKE_KEYS).encode(), f"{keys.origin}: image.pem"),
+        forge_token=_forge_token(cluster, namespace, document),
     )
+
+
+def _forge_token(cluster: Cluster, namespace: str, document: Project) -> Secret | None:
+    """The token that the object's forge names; None where it names no forge.
+
+    Raises:
+        DesiredStateError: It names something else than a Secret: the controller's variables and files are not a project's.
+    """
+    forge = document.spec.write_back.forge
+    if forge is None:
+        return None
+    field = "spec.writeBack.forge.tokenFrom.secret"
+    if forge.token_from is None or forge.token_from.secret is None:
+        raise DesiredStateError(
+            f"{field}: expected name and key of a Secret with the forge's token, got none", reason="TokenMissing"
+        )
+    named = forge.token_from.secret
+    return Secret(_Secrets(cluster, namespace, f"{field}.name", named.name).text(named.key).strip())
+
+
+def source_access(cluster: Cluster, namespace: str, source: Elsewhere) -> GitAccess:
+    """How another repository is reached whose manifest names a Secret.
+
+    Raises:
+        DesiredStateError: The Secret lacks a key.
+        RefusedError: It is not there, or may not be read.
+        SilentError: The cluster does not answer.
+    """
+    found = _Secrets(cluster, namespace, f"sshPrivateKeySecret of {source.repo}", source.secret)
+    values = found.texts(GIT_KEYS)
+    if source.secret_key and source.secret_key not in GIT_KEYS:
+        values["identity"] = found.text(source.secret_key)
+        del values[source.secret_key]
+    return access_from(values, source.repo, origin=f"sshPrivateKeySecret of {source.repo}: {found.origin}")
 
 
 class _Secrets:
@@ -171,6 +212,10 @@ class _Secrets:
         if found is None:
             raise RefusedError(f"{field}: expected {self.origin}, there is none; create it", reason="SecretMissing")
         self._data: Mapping[str, str] = found.get("data") or {}
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """The texts under those of the keys that are there; other keys count as there, and are not read."""
+        return {key: self.text(key) if key in keys else "…" for key, value in self._data.items() if value}
 
     def text(self, key: str, advice: str = "") -> str:
         """The text under a key."""

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+JITTER = 0.2
+"""Polling is spread by this share both ways, so that many projects do not ask a server at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -23,8 +26,10 @@ class Settings:
     """File that pins the first trust; None: nothing is acted on, and the message says how to pin."""
     branch: str = "main"
     """The branch that is the truth."""
+    git_access: Path | None = None
+    """Folder of files that say how the Git server is reached; None: the user's own set-up of Git and SSH counts."""
     poll_seconds: float = 5.0
-    """Longest time between two looks while nothing happens; wake-ups make it shorter, polling alone is enough."""
+    """Time between two looks while nothing happens, a fifth more or less; wake-ups make it shorter, polling alone is enough."""
     busy_seconds: float = 0.2
     """Time between two looks while something runs: a finished job is noticed this fast."""
     inbox_port: int | None = None

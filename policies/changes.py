@@ -11,7 +11,8 @@ from typing import Literal
 
 from policies.terms.release import Release
 
-What = Literal["version", "promotion", "rollback", "hold", "lift", "shadow"]
+What = Literal["version", "promotion", "rollback", "hold", "lift", "shadow", "removal", "rewrite"]
+"""The last two are of the version's record: it was taken off the branch, or changed, which a record never should be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class Changed:
     version: str
     what: What
     why: str
+    alert: str = ""
+    """Event id of the alert that a hold names; empty where it names none."""
 
 
 def changes_of(before: Release | None, after: Release | None) -> Iterator[Changed]:
@@ -32,17 +35,18 @@ def changes_of(before: Release | None, after: Release | None) -> Iterator[Change
     new = {item.version: item.share for item in after.spec.traffic if item.share} if after else {}
     held_before = {hold.version for hold in before.spec.holds} if before else set()
     holds = {hold.version: hold for hold in after.spec.holds} if after else {}
-    fallen = False
+    taken_out = [version for version in old if version not in new and version in holds]
+    for version in taken_out:
+        yield Changed(version=version, what="rollback", why=holds[version].reason, alert=holds[version].alert)
     for version, hold in holds.items():
-        if version not in held_before:
-            fallen = fallen or version in old
-            yield Changed(version=version, what="rollback" if version in old else "hold", why=hold.reason)
+        if version not in held_before and version not in taken_out:
+            yield Changed(version=version, what="hold", why=hold.reason, alert=hold.alert)
     for version in sorted(held_before - set(holds)):
         yield Changed(version=version, what="lift", why="")
     risen = [version for version in new if new[version] > old.get(version, 0)]
     for version in risen:
         # When one falls, the others only take over what it had.
-        if not fallen or version not in old:
+        if not taken_out or version not in old:
             before_text = f"share {old[version]} -> {new[version]}" if version in old else f"share {new[version]}"
             yield Changed(version=version, what="promotion", why=before_text)
     for version in old:

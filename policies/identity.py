@@ -15,12 +15,15 @@ from policies.terms.task import ImageSpec
 
 
 def axon_digest(manifest: Mapping[str, Any], trees: Mapping[str, str]) -> Digest:
-    """Name what an axon asks for.
+    """Name what an axon asks for. Whether it is suspended is left out, so that neither its end nor a resumption is a new axon.
 
     Args:
         manifest: The manifest after defaults, as `policies.parsing.defaulted` gives it.
         trees: Source folder -> Git tree id; an empty id where the folder is missing.
     """
+    spec = manifest.get("spec")
+    if isinstance(spec, Mapping) and spec.get("suspend") is not None:
+        manifest = {**manifest, "spec": {**spec, "suspend": None}}
     return digest_value({"manifest": manifest, "trees": dict(trees)})
 
 

@@ -22,6 +22,7 @@ def promote(
     weights: Mapping[int, int],
     shadow_index: int | None,
     earlier: Sequence[str],
+    is_by_hand: bool = False,
 ) -> Release | Verdict:
     """Let a new version in, with the share that the deployer's rollout gives to the newest.
 
@@ -34,6 +35,8 @@ def promote(
             no version has are left out, and the rest fills up to 100.
         shadow_index: Index of the version that gets mirrored traffic, None for none.
         earlier: Versions of this deployer before it that may get traffic, newest first.
+        is_by_hand: Whether a person divided the traffic as it is: then what the new version leaves stays divided like that,
+            and nobody whom the person put in goes out, unless the rule gives everything to the newest.
     """
     spec = release.spec if release else ReleaseSpec()
     held = {hold.version for hold in spec.holds}
@@ -45,9 +48,16 @@ def promote(
     if not wanted:
         wanted = {version: 100}
     shadow = order[shadow_index] if shadow_index is not None and shadow_index < len(order) else ""
-    if shadow in wanted:
+    shares = to_hundred(wanted, order)
+    others = {item.version: item.share for item in spec.traffic if item.share and item.version not in (version, *held)}
+    if is_by_hand and others:
+        order = list(dict.fromkeys((version, *others)))
+        own = shares.get(version, 0)
+        shares = {version: own, **to_hundred(others, order, whole=100 - own)} if own < 100 else {version: 100}
+        shares = {name: share for name, share in shares.items() if share}
+    if shadow in shares:
         shadow = ""
-    return _release(axon, deployer, _to_hundred(wanted, order), shadow, spec.holds)
+    return _release(axon, deployer, shares, shadow, spec.holds)
 
 
 def roll_back(
@@ -90,7 +100,7 @@ def roll_back(
     shadow = "" if release.spec.shadow in (version, *stays) else release.spec.shadow
     holds = (*release.spec.holds, Hold(version=version, reason=reason, alert=alert, since=since))
     order = [share.version for share in release.spec.traffic if share.version in stays] or list(stays)
-    return _release(release.metadata.axon, release.metadata.name, _to_hundred(stays, order), shadow, holds)
+    return _release(release.metadata.axon, release.metadata.name, to_hundred(stays, order), shadow, holds)
 
 
 def _release(axon: str, deployer: str, shares: Mapping[str, int], shadow: str, holds: Sequence[Hold]) -> Release:
@@ -104,13 +114,20 @@ def _release(axon: str, deployer: str, shares: Mapping[str, int], shadow: str, h
     )
 
 
-def _to_hundred(weights: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
+def to_hundred(weights: Mapping[str, int], order: Sequence[str], *, whole: int = 100) -> dict[str, int]:
+    """Whole shares in the proportion of `weights` that sum to `whole`; what rounding leaves over goes to the largest remainders.
+
+    Args:
+        weights: Name -> weight; above 0 in sum.
+        order: All names, those first that go before others of an equal remainder.
+        whole: What the shares sum to, in percent.
+    """
     total = sum(weights.values())
     names = [name for name in order if name in weights]
-    exact = {name: weights[name] * 100 for name in names}
+    exact = {name: weights[name] * whole for name in names}
     shares = {name: exact[name] // total for name in names}
     # The largest remainders take what rounding left over, earlier in order first, so that the sum is 100.
     rest = sorted(names, key=lambda name: (-(exact[name] % total), names.index(name)))
-    for name in rest[: 100 - sum(shares.values())]:
+    for name in rest[: whole - sum(shares.values())]:
         shares[name] += 1
     return shares

@@ -279,20 +279,45 @@ def _merge(document: Any, before: Any, after: Any) -> None:
         elif key in before and isinstance(before[key], list) and isinstance(item, list):
             _merge_list(document[key], before[key], item)
         elif key not in before or not _same(before[key], item):
-            document[key] = item
+            document[key] = _laid_out(item)
 
 
 def _merge_list(document: Any, before: list[Any], after: list[Any]) -> None:
+    # What is known by a name goes with its own comments, and not with those of whoever takes its place.
+    kept = {named for item in after if (named := _named(item)) is not None}
+    gone = [index for index, item in enumerate(before) if (named := _named(item)) is not None and named not in kept]
+    if kept and gone:
+        for index in reversed(gone):
+            del document[index]
+        before = [item for index, item in enumerate(before) if index not in gone]
     for index, item in enumerate(after):
         if index >= len(before):
-            document.append(item)
+            document.append(_laid_out(item))
         elif isinstance(before[index], dict) and isinstance(item, dict):
             _merge(document[index], before[index], item)
         elif isinstance(before[index], list) and isinstance(item, list):
             _merge_list(document[index], before[index], item)
         elif not _same(before[index], item):
-            document[index] = item
+            document[index] = _laid_out(item)
     del document[len(after) :]
+
+
+def _named(item: Any) -> str | None:
+    """What an entry of a list is known by; None where it is known by its place."""
+    found = item.get("version", item.get("name")) if isinstance(item, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _laid_out(value: Any) -> Any:
+    """A new value, with texts of several lines as such."""
+    from ruamel.yaml.scalarstring import LiteralScalarString
+
+    if isinstance(value, dict):
+        return {key: _laid_out(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_laid_out(item) for item in value]
+    is_long = isinstance(value, str) and "\n" in value and all(letter.isprintable() or letter == "\n" for letter in value)
+    return LiteralScalarString(value) if is_long else value
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -47,25 +47,28 @@ def plan(place: Place, events: Path | None = None) -> dict[str, Any]:
             optionally `trigger`, `data` and `kind` (`Rest` or `Alert`, the latter with `version`, `value`).
     """
     now = SystemClock().now()
-    recorded, trust = _known(place)
+    recorded, trust = known(place)
     with TemporaryDirectory(prefix="myelin-") as folder:
-        desired = _desired(place, Path(folder), now)
-    observed = Observed(recorded=recorded, servers=_servers(place))
-    if events is not None:
-        rest, alerts = _events(events, now)
-        observed = Observed(recorded=recorded, servers=observed.servers, received=rest, alerts=alerts)
-    foreseen = foresee(desired, observed, now=now, around=Surroundings())
+        desired = desired_here(place, Path(folder), now)
     return {
         "revision": str(desired.revision) if place.work_tree is None else f"work tree of {place.work_tree}",
         "trust": trust,
-        "steps": [_step(step, foreseen) for step in foreseen.steps],
+        "steps": foreseen(place, desired, recorded, events, now),
         "unresolved": list(_unresolved(desired)),
         "faults": [str(fault) for fault in desired.faults],
         "warnings": [str(fault) for fault in desired.warnings],
     }
 
 
-def _known(place: Place) -> tuple[Recorded, str]:
+def foreseen(place: Place, desired: DesiredState, recorded: Recorded, events: Path | None, now: datetime) -> list[dict[str, Any]]:
+    """All that would be due, step by step, as the contract has it."""
+    rest, alerts = _events(events, now) if events is not None else ((), ())
+    observed = Observed(recorded=recorded, servers=_servers(place), received=rest, alerts=alerts)
+    found = foresee(desired, observed, now=now, around=Surroundings())
+    return [_step(step, found) for step in found.steps]
+
+
+def known(place: Place) -> tuple[Recorded, str]:
     """What the ledger says was done, and what trust would say of the branch's tip."""
     if not place.url:
         return Recorded(), "no repository here: trust would refuse everything until it is committed, signed and pushed"
@@ -78,7 +81,14 @@ def _known(place: Place) -> tuple[Recorded, str]:
         return Recorded(), error.message if pin.signers else f"{error.message}; nobody is trusted yet: pin with --trust FILE"
 
 
-def _desired(place: Place, scratch: Path, now: datetime) -> DesiredState:
+def desired_here(place: Place, scratch: Path, now: datetime) -> DesiredState:
+    """What a place asks for: its files as they are now, or its branch's tip.
+
+    Args:
+        place: The project.
+        scratch: An empty folder.
+        now: This instant, UTC.
+    """
     if place.work_tree is None:
         with opened(place) as project:
             return project.desired()

@@ -17,12 +17,20 @@ from pydantic.fields import FieldInfo
 from policies.crds import as_yaml, custom_resource_definition
 from policies.parsing import KINDS
 from policies.terms.axon import Free
-from policies.terms.document_types import Duration, Instant, Name, Number, Text
+from policies.terms.document_types import Duration, Instant, Name, Number, Quantity, Text
 from policies.terms.project import GitUrl, MaybeSecretName, RegistryPath, SecretName
 
 PAGE = Path(__file__).with_name("manifests.md")
 CRDS = Path(__file__).parents[2] / "charts/myelin/crds"
-WORDS: dict[Any, str] = {Duration: "duration", Instant: "instant", Name: "name", Number: "number", Text: "text", Any: "anything"}
+WORDS: dict[Any, str] = {
+    Duration: "duration",
+    Instant: "instant",
+    Name: "name",
+    Number: "number",
+    Quantity: "quantity",
+    Text: "text",
+    Any: "anything",
+}
 WORDS |= {Free: "free mapping", str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): ""}
 WORDS |= {
     GitUrl: "Git URL",
@@ -45,23 +53,32 @@ MEANINGS = """
   model_selection_strategy = which training's model is taken | destination_index = version by recency: 0 is the newest |
   destination_name = backend by name | task = one of `spec.tasks` | version = its id | reason = why | replicas = how many servers
 ProjectSpec: branch = the branch that is the truth | paths = folders where axons are looked for; none: all | trust = whose
-  commits are acted on | write_back = what the controller may commit, and how | builder = how images are built | policies = rules
-  for all | limits = how much may run | repository = where it lies; counts only in the Project object of a cluster | registry =
-  where images and artifacts are kept; counts only in the Project object of a cluster | keys = what is signed with; counts only
-  in the Project object of a cluster || Repository: url = its address, without a password | secret_name = holds `username` and
-  `password`; none: read without || Registry: repository = where all of the project's images, artifacts and
-  signatures lie | secret_name = of type `kubernetes.io/dockerconfigjson`, to push with | pull_secret_name = the same, to pull
-  with: the pods' | unsafe_plain_http = without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, and
-  `image.pem` || Trust: signers = who may change desired state | ancestors = all commits must be signed,
-  not only the tip | since = commit to begin at | unsafe_unsigned_commits = act on unsigned commits || Signer: ssh = public key,
-  `ssh-ed25519 AAAA…` | openpgp = OpenPGP key | identity = signer as the issuer knows them | issuer = who vouches || WriteBack:
-  mode = how changes reach the branch | author = in whose name | forge = where pull requests are made | paths = folders that the
-  controller may touch || Forge: type = kind of forge | url = its address | token_from = secret to call it with || Author: email
-  = address in commits || Builder: base = base image by digest, or `host` | index = where wheels come from | require_hashes =
-  refuse unlocked requirements | allow_source_distributions = run their setup code || Limits: runs_per_day = most runs in a day |
-  retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day |
-  max_concurrent_jobs = most jobs at a time || Policy: on = what it judges; kubectl wants it quoted, `"on"` |
-  require = condition in CEL | message = what a refusal says
+  commits are acted on | write_back = what the controller may commit, and how | builder = how images are built | policies =
+  rules for all | source = what of the repository is read | limits = how much may run | repository = where it lies; counts
+  only in the Project object of a cluster | registry = where images and artifacts are kept; counts only in the Project object
+  of a cluster | keys = what is signed with; counts only in the Project object of a cluster || Repository: url = its address,
+  without a password | secret_name = holds a login for it, with keys as in `docs/how-to/git-servers.md`; none: read without ||
+  Registry: repository = where all of the project's images, artifacts and signatures lie | secret_name = of type
+  `kubernetes.io/dockerconfigjson`, to push with | pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
+  without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, and `image.pem` || Trust: signers = who may
+  change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
+  unsafe_unsigned_commits = act on unsigned commits | sigstore_root = trusted root of a Sigstore instance as JSON; none: the
+  public good one || Signer: ssh = public key, `ssh-ed25519 AAAA…` | openpgp = armored OpenPGP certificate | identity = signer
+  as the issuer knows them | issuer = who vouches | paths = what this signer may change; none: all | valid_from = first
+  instant that counts | valid_until = first instant that does not count any more | revoked = why nothing that this key signs
+  counts any more || WriteBack: mode = how versions come in; none: `pull-request` with a forge, else `commit` | rollbacks =
+  how they go out for good; none: as `mode` | author = in whose name | forge = where pull requests are made | review = what
+  they ask for | paths = folders that the controller may touch || Forge: type = kind of forge | url = its address; none: the
+  repository's host | repository = `owner/name` there; none: the path of the repository's URL | token_from = where its token
+  lies || TokenFrom: env = variable of the controller, `MYELIN_…` | file = file of the controller's machine | secret = key of
+  a Secret, in the Project object of a cluster || SecretKey: key = in its data || Review: reviewers = user names on the forge
+  | approvals = people who must approve the very evidence before `myelin/review` says success | author_is_enough = whether the
+  training commit's signer may be the only one || Source: submodules = read their content too | largest_file = larger files
+  are refused before they are read || Author: email = address in commits || Builder: base = base image by digest, or `host` |
+  index = where wheels come from | require_hashes = refuse unlocked requirements | allow_source_distributions = run their
+  setup code || Limits: runs_per_day = most runs in a day | retrains_per_day = most trainings in a day |
+  accelerator_hours_per_day = most hours of accelerators in a day | max_concurrent_jobs = most jobs at a time || Policy: on =
+  what it judges; kubectl wants it quoted, `"on"` | require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for
   `{{workflow.parameters.NAME}}` | artifacts = source of images | volume_claim_template = claim of a shared volume | volume =
   shared volume | tasks = what can be run | sensors = when it is run | suspend = nothing new starts; what serves goes on ||

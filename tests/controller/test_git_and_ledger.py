@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controller.adapters.clock import SystemClock
-from controller.adapters.git import GitRepository, init_bare
+from controller.adapters.git import GitRepository, init_bare, packing
 from controller.adapters.keys import SshKey
 from controller.adapters.ledger import GitLedger
 from policies.errors import ConflictError, RefusedError, SilentError
@@ -156,3 +156,14 @@ def test_two_threads_read_side_by_side_and_each_gets_its_own(place: Place) -> No
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: dict(repository.read_many(tip, list(files))), range(24)))
     assert all(item == files for item in found)
+
+
+def test_a_mirror_with_many_loose_objects_is_packed_and_loses_none(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_LOOSE", 0)
+    repository = place.repository("one")
+    tips = [""]
+    for number in range(160):
+        tips.append(repository.push(branch="main", parent=tips[-1], changes={"a": b"%d" % number}, message="m", at=AT))
+    assert len(list((place.folder / "one" / "objects" / "pack").glob("*.pack"))) in range(1, 8)
+    assert len([*(place.folder / "one" / "objects").glob("[0-9a-f][0-9a-f]/*")]) < 480
+    assert [repository.read(tip, "a") for tip in tips[1:]] == [b"%d" % number for number in range(160)]

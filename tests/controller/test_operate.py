@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 
 from controller import keyring, project
 from controller.adapters.cluster import AXON, PROJECT, SECRET
-from controller.operate import Fleet, Follower, OperatorSettings, note_place, settings_from
+from controller.adapters.keys import SshKey
+from controller.follower import note_place
+from controller.inbox import Desk
+from controller.operate import Fleet, OperatorSettings, settings_from
 from controller.wiring import ClusterSurroundings
 from policies.errors import DesiredStateError, RefusedError, SilentError
 from tests.fakes.cluster import START, FakeCluster
@@ -85,11 +89,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path)
     yield made
     made.fleet.end()
-    wait_for(lambda: followers() == [])
-
-
-def followers() -> list[Follower]:
-    return [thread for thread in threading.enumerate() if isinstance(thread, Follower)]
+    assert made.fleet.followers() == []
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name in ("turn", "turns")])
 
 
 def wait_for(what: Callable[[], Any]) -> None:
@@ -311,6 +312,57 @@ def test_no_two_that_are_followed_share_a_namespace_or_a_repository(found: Seque
         assert not named or named in {f"{one['metadata']['namespace']}/{one['metadata']['name']}" for one in followed}
 
 
+def refused_one_by_one(found: Sequence[dict[str, Any]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """The rule as it is told, each Project against all older ones: key -> reason, and who is named."""
+
+    def key(item: dict[str, Any]) -> tuple[str, str]:
+        return item["metadata"]["namespace"], item["metadata"]["name"]
+
+    refused: dict[tuple[str, str], tuple[str, str]] = {}
+    followed: list[dict[str, Any]] = []
+    for item in sorted(found, key=lambda item: (item["metadata"]["creationTimestamp"], *key(item))):
+        meta, spec = item["metadata"], item["spec"]
+        for other in followed:
+            if other["metadata"]["namespace"] == meta["namespace"]:
+                reason = "NamespaceTaken"
+            elif other["spec"]["repository"] == spec["repository"] and other["spec"]["branch"] == spec["branch"]:
+                reason = "RepositoryTaken"
+            elif other["spec"]["registry"] == spec["registry"]:
+                reason = "RegistryTaken"
+            else:
+                continue
+            refused[key(item)] = (reason, "/".join(key(other)))
+            break
+        else:
+            if "deletionTimestamp" not in meta:
+                followed.append(item)
+    return refused
+
+
+@given(st.lists(st.tuples(projects, st.sets(st.integers(0, 6)), st.booleans()), min_size=1, max_size=4))
+def test_whatever_changes_who_is_refused_is_who_the_rule_refuses(
+    steps: Sequence[tuple[Sequence[dict[str, Any]], set[int], bool]],
+) -> None:
+    fleet = Fleet(FakeCluster(), settings(Path("nowhere")), tell=lambda _: None)  # type: ignore[arg-type]
+    now: dict[tuple[str, str], dict[str, Any]] = {}
+    for found, going, is_listed in steps:
+        for number, item in enumerate(found):
+            if number in going:
+                item["metadata"]["deletionTimestamp"] = "2026-01-31T12:00:30Z"
+            if is_listed:
+                fleet.seen.tell("Project", item, is_gone=False)
+            else:
+                fleet.seen.put("Project", item)
+            now[item["metadata"]["namespace"], item["metadata"]["name"]] = item
+        gone = next(iter(now), None) if is_listed else None
+        if gone is not None:
+            fleet.seen.tell("Project", now.pop(gone), is_gone=True)
+        wanted = refused_one_by_one(list(now.values()))
+        for key in now:
+            rival = fleet.rival(*key)
+            assert ((rival.reason, rival.message.split()[1]) if rival else None) == wanted.get(key)
+
+
 # What is listed anew.
 
 
@@ -319,7 +371,7 @@ def test_a_list_finds_what_came_and_drops_what_went(world: World) -> None:
     world.put("two", "team-b", spec=spec_of("http://git.test/b"))
     world.cluster.create(AXON, {"metadata": {"name": "digits", "namespace": "team-a"}, "spec": {}})
     world.fleet.resync(["team-a", "team-b"])
-    assert len(followers()) == 2
+    assert len(world.fleet.followers()) == 2
     assert world.fleet.seen.get("Axon", "team-a", "digits") is not None
     world.cluster.delete(PROJECT, "team-a", "one")
     world.cluster.delete(AXON, "team-a", "digits")
@@ -328,7 +380,7 @@ def test_a_list_finds_what_came_and_drops_what_went(world: World) -> None:
         ("team-b", "two")
     ]
     assert world.fleet.seen.get("Axon", "team-a", "digits") is None
-    wait_for(lambda: len(followers()) == 1)
+    wait_for(lambda: len(world.fleet.followers()) == 1)
 
 
 def test_a_namespace_that_is_followed_no_more_takes_its_projects_along(world: World) -> None:
@@ -339,7 +391,7 @@ def test_a_namespace_that_is_followed_no_more_takes_its_projects_along(world: Wo
     world.fleet.resync(["team-b"])
     assert world.fleet.seen.all("Project", "team-a") == []
     assert world.fleet.rival("team-b", "two") is None
-    wait_for(lambda: len(followers()) == 1)
+    wait_for(lambda: len(world.fleet.followers()) == 1)
 
 
 @pytest.mark.parametrize("kind", ["Axon", "Release", "Version", "Project"])
@@ -353,7 +405,7 @@ def test_what_cannot_be_listed_stays_as_it_was_and_the_others_are_listed(world: 
     world.fleet.resync(["team-a", "team-b"])
     assert len(world.fleet.seen.all("Project", "team-a")) == 1
     assert len(world.fleet.seen.all("Project", "team-b")) == 2
-    assert len(followers()) == 3
+    assert len(world.fleet.followers()) == 3
 
 
 def test_what_watches_tell_while_all_is_listed_is_newer_than_the_list(world: World) -> None:
@@ -374,7 +426,7 @@ def test_what_watches_tell_while_all_is_listed_is_newer_than_the_list(world: Wor
     now = world.fleet.seen.get("Project", "team-c", "edited")
     assert now is not None
     assert now["spec"]["repository"]["url"] == "http://git.test/d"
-    assert len(followers()) == 3
+    assert len(world.fleet.followers()) == 3
     # The next list is the newest word again.
     world.fleet.resync(["team-a", "team-b", "team-c"])
     assert {str(item["metadata"]["name"]) for item in world.fleet.seen.all("Project")} == {"old", "gone", "edited"}
@@ -384,25 +436,25 @@ def test_one_that_is_being_deleted_is_not_followed(world: World) -> None:
     world.put("one", finalizers=["myelin.io/finalizer"])
     world.cluster.delete(PROJECT, "team-a", "one")
     world.fleet.resync(["team-a"])
-    assert followers() == []
+    assert world.fleet.followers() == []
 
 
 def test_watches_begin_and_end_the_following_of_a_project(world: World) -> None:
     told = world.fleet.callbacks()
     told.project(body("one"), False)
-    (first,) = followers()
+    (first,) = world.fleet.followers()
     told.project(body("one"), False)
-    assert followers() == [first]
+    assert world.fleet.followers() == [first]
     told.removed("team-a", "one")
-    assert followers() == []
+    assert world.fleet.followers() == []
     told.project(body("one"), True)
     assert world.fleet.seen.all("Project") == []
     told.project(body("one", made="10"), False)
-    assert len(followers()) == 1
-    (second,) = followers()
+    assert len(world.fleet.followers()) == 1
+    (second,) = world.fleet.followers()
     told.project(body("one", made="10"), True)
     second.join(10)  # kopf's thread does not wait for it
-    assert followers() == []
+    assert world.fleet.followers() == []
     told.removed("team-a", "one")
 
 
@@ -411,9 +463,9 @@ def test_at_the_end_nothing_is_followed_any_more_and_nothing_begins(world: World
     told.project(body("one"), False)
     told.project(body("two", "team-b"), False)
     world.fleet.end()
-    assert followers() == []
+    assert world.fleet.followers() == []
     told.project(body("three", "team-c"), False)
-    assert followers() == []
+    assert world.fleet.followers() == []
 
 
 # What keeps a project from being opened.
@@ -506,6 +558,93 @@ def test_no_secret_is_told(world: World, tmp_path: Path) -> None:
     assert (world.condition("one") or ("",) * 3)[1] == "NoKey"
     said = json.dumps(world.cluster.objects["Project", "team-a", "one"]) + "".join(world.told)
     assert "hunter2" not in said
+
+
+# One that hangs, and one that is followed.
+
+
+class Held(FakeCluster):
+    """An API server that keeps who asks for one Secret waiting."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.asked, self.answers = name, threading.Event(), threading.Event()
+
+    def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any] | None:
+        if name == self.name:
+            self.asked.set()
+            assert self.answers.wait(DEADLINE_SECONDS)
+        return super().get(kind, namespace, name)
+
+
+def test_one_that_hangs_holds_up_no_other_and_the_end_waits_for_it(world: World) -> None:
+    held = world.fleet.cluster = world.cluster = Held("slow")  # type: ignore[assignment]
+    world.lead()
+    world.put("hangs", spec={**spec_of("http://git.test/a"), "keys": {"secretName": "slow"}})
+    others = [f"team-{number}" for number in range(30)]
+    for of in others:
+        world.put("one", of, spec=spec_of(f"http://git.test/{of}"))
+    world.fleet.resync(["team-a", *others])
+    assert held.asked.wait(DEADLINE_SECONDS)
+    wait_for(lambda: all(world.condition("one", of) for of in others))
+    assert world.condition("hangs") is None
+    assert not world.fleet.is_settled()
+    ending = threading.Thread(target=world.fleet.end)
+    ending.start()
+    wait_for(lambda: len(world.fleet.followers()) == 1)
+    assert ending.is_alive()
+    held.answers.set()
+    ending.join(DEADLINE_SECONDS)
+    assert world.fleet.followers() == []
+
+
+def test_a_project_is_followed_pass_by_pass_until_it_ends(world: World) -> None:
+    """With a real repository, and a registry that nobody needs to ask as there is nothing to build."""
+    place = project.make(world.folder / "p", now=START)
+    pusher = SshKey.load(world.folder / "p.myelin" / "signer")
+    project.push_as(place, pusher, {"axons/digits/axon.yaml": None}, "Empty it\n", now=START)
+    keyring.make(world.folder / "keys")
+    data = {name: base64.b64encode((world.folder / "keys" / name).read_bytes()).decode() for name in ("controller", "image.pem")}
+    world.cluster.create(SECRET, {"metadata": {"name": "keys", "namespace": "team-a"}, "data": data})
+    trust = {"signers": [{"name": "you", "ssh": pusher.public()}]}
+    world.put("one", spec=spec_of(place.url, registry={"repository": "127.0.0.1:9/p"}, trust=trust))
+    desk = Desk("127.0.0.1", 0, is_ready=lambda: True, is_alive=lambda: True)
+    world.lead()
+    world.fleet.shared = replace(world.fleet.shared, desk=desk)  # type: ignore[type-var]
+    try:
+        world.fleet.resync(["team-a"])
+        wait_for(lambda: world.condition("one"))
+        assert (world.condition("one") or ("",) * 3)[:2] == ("True", "AsDesired")
+        (one,) = world.fleet.followers()
+        left = world.folder / "state" / "team-a" / "one" / "status.json"
+        wait_for(lambda: one.passes >= 1 and left.exists())
+        seen, passes = left.read_bytes(), one.passes
+        one.wake()
+        wait_for(lambda: one.passes > passes)
+        assert left.read_bytes() == seen, "nothing changed, so nothing was written"
+        project.push_as(place, pusher, {"notes.txt": b"hello"}, "Note\n", now=START)
+        one.wake()
+        wait_for(lambda: left.read_bytes() != seen)
+        # Another generation of the object: it is opened anew, by the same follower.
+        secret = world.cluster.edit(PROJECT, "team-a", "one", {"spec": {"keys": {"secretName": "others"}}})
+        world.fleet.callbacks().project(secret, False)
+        wait_for(lambda: (world.condition("one") or ("",) * 3)[1] == "SecretMissing")
+        back = world.cluster.edit(PROJECT, "team-a", "one", {"spec": {"keys": {"secretName": "keys"}}})
+        world.fleet.callbacks().project(back, False)
+        wait_for(lambda: (world.condition("one") or ("",) * 3)[1] == "AsDesired")
+        assert world.fleet.followers() == [one]
+        assert world.fleet.is_alive()
+        # Who was replaced lets go of all that it holds, and takes it up again when it leads again.
+        world.fleet.leads = lambda: False
+        world.fleet.wake_all()
+        wait_for(lambda: not one.is_settled)
+        world.fleet.leads = lambda: True
+        world.fleet.wake_all()
+        wait_for(lambda: one.is_settled)
+        assert world.fleet.callbacks().removed("team-a", "one")
+        assert world.fleet.followers() == []
+    finally:
+        desk.close()
 
 
 # What the commands in the controller's pod find.

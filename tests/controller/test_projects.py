@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from controller import keyring
 from controller.adapters.cluster import SECRET
 from controller.adapters.keys import ImageKey, SshKey
-from controller.projects import MAKE_KEYS, ProjectObject, open_project, read_project
+from controller.projects import MAKE_KEYS, ProjectObject, open_project, read_project, source_access
 from policies.errors import ControllerError, DesiredStateError, RefusedError, SilentError, TrustError
 from policies.terms.secret import Secret
+from policies.terms.source import Elsewhere
 from tests.fakes.cluster import FakeCluster
 
 PASSWORD, REGISTRY_PASSWORD = "hunter2-ünïcode:and-colon", "hunter3-registry"
@@ -76,8 +77,9 @@ def test_a_good_project_is_opened_with_all_that_it_needs(keys: dict[str, bytes])
     project = opened(cluster_with(good_secrets(keys)), good_spec())
     assert (project.namespace, project.name, project.uid, project.generation) == ("team-a", "digits", "u-1", 3)
     assert project.url == "http://git.test/team/digits.git"
-    assert project.login is not None
-    assert project.login.reveal() == "Basic " + base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
+    assert project.git_access is not None
+    assert project.git_access.header is not None
+    assert project.git_access.header.reveal() == "Basic " + base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
     assert (project.access.repository, project.access.username) == ("registry.test:5000/team/digits", "robot")
     assert project.access.password == Secret(REGISTRY_PASSWORD)
     assert project.pull_secret == "pull"
@@ -106,7 +108,7 @@ def test_each_secret_is_read_once_and_nothing_is_written(keys: dict[str, bytes])
 def test_an_open_repository_and_registry_need_no_secrets(keys: dict[str, bytes]) -> None:
     spec = good_spec() | {"repository": {"url": "http://git.test/a"}, "registry": {"repository": "registry.test/a"}}
     project = opened(cluster_with({"myelin-keys": keys}), spec)
-    assert (project.login, project.access.username, project.pull_secret) == (None, "", "")
+    assert (project.git_access, project.access.username, project.pull_secret) == (None, "", "")
     assert not project.access.unsafe_plain_http
     assert project.access_for("elsewhere.test/python").username == ""
 
@@ -289,7 +291,7 @@ BAD: dict[str, tuple[Damage, type[ControllerError], str, str]] = {
         "spec.repository.url: expected a Git URL without a password, which belongs in the Secret that secretName names",
     ),
     "two keys of one signer": (
-        lambda spec, _: spec["trust"].update(signers=[{"name": "you", "ssh": SIGNER, "openpgp": "x"}]),
+        lambda spec, _: spec["trust"].update(signers=[{"name": "you", "ssh": SIGNER, "identity": "a", "issuer": "b"}]),
         DesiredStateError,
         "Invalid",
         "spec.trust.signers.0: expected exactly one of ssh, openpgp and identity",
@@ -345,11 +347,59 @@ def test_no_secret_shows_in_what_a_bad_project_says(keys: dict[str, bytes], dama
 
 def test_no_secret_shows_in_an_opened_project(keys: dict[str, bytes]) -> None:
     project = opened(cluster_with(good_secrets(keys)), good_spec())
-    parts = [project, project.login, project.access, project.key, project.image_key, project.trust]
+    parts = [project, project.git_access, project.access, project.key, project.image_key, project.trust]
     told = "".join(f"{part!r} {part} {part:}" for part in parts)
     for secret in (PASSWORD, REGISTRY_PASSWORD, base64.b64encode(f"ada:{PASSWORD}".encode()).decode()):
         assert secret not in told
     assert "PRIVATE" not in told
+
+
+SSH_URL = "ssh://git@git.test:2222/team/digits.git"
+GIT_SECRETS: dict[str, tuple[str, dict[str, bytes], dict[str, str]]] = {
+    "a token": ("https://git.test/a.git", {"bearerToken": b"abc"}, {"header": "Bearer abc"}),
+    "an authority": ("https://git.test/a.git", {"ca.crt": b"PEM"}, {"authority": "PEM"}),
+    "a client certificate": (
+        "https://git.test/a.git",
+        {"tls.crt": b"PEM", "tls.key": b"KEY", "ca.crt": b"CA"},
+        {"certificate": "PEM", "certificate_key": "KEY", "authority": "CA"},
+    ),
+    "a key as Flux names it": (
+        SSH_URL,
+        {"identity": b"KEY", "identity.pub": b"x", "known_hosts": b"HOST", "password": b"open"},
+        {"identity": "KEY\n", "known_hosts": "HOST", "passphrase": "open"},
+    ),
+    "a key as Kubernetes names it": (
+        SSH_URL,
+        {"ssh-privatekey": b"KEY", "known_hosts": b"HOST"},
+        {"identity": "KEY\n", "known_hosts": "HOST"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GIT_SECRETS)
+def test_a_git_server_is_reached_by_what_the_secret_holds(keys: dict[str, bytes], name: str) -> None:
+    url, secret, wanted = GIT_SECRETS[name]
+    spec = {**good_spec(), "repository": {"url": url, "secretName": "git"}}
+    access = opened(cluster_with({**good_secrets(keys), "git": secret}), spec).git_access
+    assert access is not None
+    found = {field: getattr(access, field) for field in wanted}
+    assert {field: value.reveal() if hasattr(value, "reveal") else value for field, value in found.items()} == wanted
+
+
+def test_a_key_without_known_hosts_says_how_to_get_them(keys: dict[str, bytes]) -> None:
+    spec = {**good_spec(), "repository": {"url": SSH_URL, "secretName": "git"}}
+    with pytest.raises(DesiredStateError, match=r"the key known_hosts, got identity; `ssh-keyscan -p 2222 git\.test`"):
+        opened(cluster_with({**good_secrets(keys), "git": {"identity": b"KEY"}}), spec)
+
+
+@pytest.mark.parametrize("key", ["", "ssh-private-key"])
+def test_another_repository_is_reached_by_the_secret_that_its_manifest_names(key: str) -> None:
+    secret = {key or "identity": b"KEY", "known_hosts": b"HOST"}
+    source = Elsewhere(repo="git@git.test:team/parts.git", revision="main", secret="parts", secret_key=key)
+    access = source_access(cluster_with({"parts": secret}), "team-a", source)  # type: ignore[arg-type]
+    assert (access.identity.reveal(), access.known_hosts) == ("KEY\n", "HOST")
+    with pytest.raises(RefusedError, match="expected Secret team-a/parts, there is none"):
+        source_access(cluster_with({}), "team-a", source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["git", "push", "myelin-keys"])

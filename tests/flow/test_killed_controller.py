@@ -16,7 +16,7 @@ import pytest
 from controller import answers, project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
-from controller.adapters.ledger import _read
+from controller.adapters.ledger import read_folder
 from controller.stopping import stop_servers
 from policies.terms.record import Entry
 
@@ -54,7 +54,7 @@ def finish(controller: subprocess.Popen[str]) -> None:
 
 
 def ledger(place: project.Place) -> list[Entry]:
-    return [*_read(place.state / "ledger/pushed.jsonl"), *_read(place.state / "ledger/pending.jsonl")]
+    return read_folder(place.state / "ledger")
 
 
 def kinds(place: project.Place) -> Counter[str]:

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("policies", "reconcilers", "controller")
-SPOKEN_EVERYWHERE = {"pydantic"}
-"""What we write documents in."""
+SPOKEN_EVERYWHERE = {"pydantic", "typer"}
+"""What we write documents and commands in."""
 CORE = {"hpbandster", "ConfigSpace", "numpy", "scipy"}
 """One door for all: they make one sampler."""
 

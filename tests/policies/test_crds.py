@@ -354,7 +354,7 @@ def test_only_free_parts_keep_what_nobody_knows() -> None:
         return {place.rsplit(".", 1)[-1] for place in free(schema_of(kind), "")}
 
     assert last("Release") == set()
-    assert last("Project") == {"tokenFrom"}
+    assert last("Project") == set()
     assert last("Version") == {"parameters", "routes[]"}
     assert last("Axon") == {
         *("s3", "dvc", "volumeClaimTemplate", "volume", "sidecars[]", "tfJobSpec", "resources", "valueFrom", "secretFrom"),

@@ -239,3 +239,25 @@ def test_a_rollback_goes_back_and_never_forward(before: Release, named: str) -> 
         assert shares(before)[version] > 0
         assert named in ("", version)
         assert all(days[name] < days[version] for name in new)
+
+
+@given(releases(holds=st.just([])), weights(), shadows)
+def test_who_a_person_put_in_stays_in_while_the_rule_leaves_room(
+    before: Release, rule: dict[int, int], shadow: int | None
+) -> None:
+    args = {"axon": "digits", "deployer": "web", "version": NEW, "weights": rule, "shadow_index": shadow, "earlier": VERSIONS}
+    after = promote(before, **args, is_by_hand=True)  # type: ignore[arg-type]
+    by_rule = promote(before, **args)  # type: ignore[arg-type]
+    assert isinstance(after, Release)
+    assert isinstance(by_rule, Release)
+    assert sum(shares(after).values()) == 100
+    assert after.spec.shadow not in shares(after)
+    had = {name: share for name, share in shares(before).items() if share}
+    if not had:
+        assert after == by_rule
+        return
+    own = shares(by_rule).get(NEW, 0)
+    assert shares(after).get(NEW, 0) == own
+    left = {name: share for name, share in shares(after).items() if name != NEW}
+    assert left.keys() <= had.keys()
+    assert all(abs(left.get(name, 0) - share * (100 - own) / 100) < 1 for name, share in had.items())

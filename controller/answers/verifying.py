@@ -1,0 +1,243 @@
+"""`verify`: does everything fit together still? What was changed is named with its first field, and by whom.
+
+What cannot be checked here is said to be so, and never taken for checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from controller.adapters.attestor import verify_image
+from controller.adapters.documents import YamlDocuments
+from controller.adapters.keys import is_signed
+from controller.adapters.oci.layout import Layout
+from controller.answers.opened import Opened, opened, store_of
+from controller.answers.proof import check_ledger
+from controller.answers.versions import Records, name_of, parts_of
+from controller.project import Place
+from policies.canonical import digest_value
+from policies.differences import first_difference
+from policies.errors import ControllerError, DesiredStateError, SilentError
+from policies.identity import version_id
+from policies.parsing import parse_document
+from policies.terms.observed import Recorded
+from policies.terms.version import Version
+from policies.trust import judge
+from reconcilers.deploy import record_bytes
+
+NOT_HERE = "not here: no image store on this machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """One thing, and whether it fits."""
+
+    kind: str
+    subject: str
+    ok: bool | None
+    """None: it could not be checked here."""
+    reason: str = ""
+
+    def value(self) -> dict[str, Any]:
+        """As the contract has it."""
+        return {"subject": self.subject, "kind": self.kind, "ok": self.ok, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One version's record through the branch's history."""
+
+    path: str
+    added_in: str
+    original: bytes
+    record: Version | None
+    """What the original says; None: it cannot be read."""
+    now: bytes | None
+    """None: it was taken off the branch."""
+    changed: tuple[tuple[str, str], ...]
+    """(commit, who signed it) of all that changed or removed it later."""
+
+
+def verify(place: Place, subject: str = "") -> dict[str, Any]:
+    """Check commits, ledger, version records, images and models.
+
+    Args:
+        place: The project.
+        subject: A version or the digest of an image or model: then only what belongs to it is checked, besides
+            commits and ledger. Empty: everything.
+
+    Raises:
+        DesiredStateError: There is no such version, image or model.
+    """
+    with opened(place) as project:
+        kept = _kept(project)
+        records = Records(project)
+        wanted = {name: item for name, item in kept.items() if not subject or subject in (name, *_parts(item))}
+        if subject and not wanted:
+            raise records.nothing_fits(subject)
+        checked = [*_commits(project), *_ledger(project)]
+        recorded = project.recorded(_keys_of(item.record for item in wanted.values() if item.record is not None))
+        image_keys = project.image_keys
+        own = project.pin.controller.key if project.pin.controller else ""
+    digests = {digest_value(item.record.model_dump(mode="json", by_alias=True)) for item in kept.values() if item.record}
+    checked += [_record(name, item, digests, own, recorded) for name, item in sorted(wanted.items())]
+    versions = [item.record for _, item in sorted(wanted.items()) if item.record]
+    checked += _stored(store_of(place), versions, image_keys)
+    return {
+        "ok": all(item.ok is not False for item in checked),
+        "complete": all(item.ok is not None for item in checked),
+        "checked": [item.value() for item in checked],
+    }
+
+
+def _commits(project: Opened) -> Iterator[Checked]:
+    if project.pin.controller is None:
+        text = "its public key is not known here; pin it as `controller` in the trust file"
+        yield Checked(kind="key", subject="controller", ok=False, reason=text)
+    facts = project.facts()
+    branch = project.place.branch
+    fault = judge(project.pin, facts, trusted=None, branch=branch).fault
+    yield Checked(kind="commits", subject=f"{len(facts)} commits of {branch}", ok=not fault, reason=fault)
+    if project.away:
+        yield Checked(kind="origin", subject=branch, ok=None, reason=f"the clone's memory of it was read: {project.away}")
+
+
+def _ledger(project: Opened) -> Iterator[Checked]:
+    keys = [project.pin.controller.key] if project.pin.controller else []
+    folder = project.place.state / "ledger"
+    found = check_ledger(
+        project.repository,
+        project.ledger_head(),
+        keys,
+        signer=project.name_of,
+        folder=folder if folder.is_dir() else None,
+    )
+    yield Checked(kind="ledger", subject=f"{found.entries} entries", ok=not found.faults, reason=found.reason)
+
+
+def _kept(project: Opened) -> Mapping[str, Kept]:
+    """Version -> its record through the branch's own line."""
+    found: dict[str, Kept] = {}
+    for facts in project.touching(["versions"]):
+        for path in facts.changed_paths:
+            if not (name := name_of(path)):
+                continue
+            now = project.repository.read_many(facts.commit, [path]).get(path)
+            before = found.get(name)
+            if before is None and now is not None:
+                record = _read(now, path)
+                found[name] = Kept(path=path, added_in=facts.commit, original=now, record=record, now=now, changed=())
+            elif before is not None and now != before.now:
+                judged = project.judged_one(facts.commit)
+                changed = (*before.changed, (facts.commit, judged.by if judged else ""))
+                found[name] = replace(before, now=now, changed=changed)
+    return found
+
+
+def _record(name: str, kept: Kept, digests: Collection[str], own: str, recorded: Recorded) -> Checked:
+    def told(ok: bool, reason: str) -> Checked:
+        return Checked(kind="version", subject=name, ok=ok, reason=reason)
+
+    original = kept.record
+    last = f"by {kept.changed[-1][1]} in {kept.changed[-1][0][:12]}" if kept.changed else ""
+    if kept.now is not None and kept.now != kept.original:
+        where = first_difference(_value(kept.original, kept.path), _value(kept.now, kept.path))
+        if where is not None:
+            return told(False, f"{where.told()}; changed {last}, and a record never changes")
+    if original is None:
+        return told(False, f"{kept.path}: cannot be read since {kept.added_in[:12]}")
+    if original.metadata.name != name:
+        return told(False, f"metadata.name: names {original.metadata.name}, and the file is called {name}")
+    if not is_signed(record_bytes(original), original.signature, own):
+        field = _against_the_ledger(original, recorded)
+        return told(False, f"signature: does not fit the record{f'; {field}' if field else ''}")
+    if original.spec.previous and original.spec.previous not in digests:
+        return told(False, f"spec.previous: names {original.spec.previous}, which is no record")
+    return told(True, f"taken off the branch {last}" if kept.now is None else "")
+
+
+def _against_the_ledger(version: Version, recorded: Recorded) -> str:
+    """The first field of a record that says something else than what its own inputs or the ledger say."""
+    spec = version.spec
+    made = version_id(
+        commit=spec.commit,
+        events=spec.event_set,
+        images=(backend.image for backend in spec.backends),
+        models=(backend.artifact for backend in spec.backends if backend.artifact),
+    )
+    said: dict[str, tuple[Any, Any]] = {}
+    if (run := recorded.runs.get(spec.run)) is not None:
+        said |= {"spec.commit": (run.commit, spec.commit), "spec.axonDigest": (run.axon_digest, spec.axon_digest)}
+        said |= {"spec.eventSet": (run.event_set, spec.event_set), "spec.events": (list(run.events), list(spec.events))}
+    trained = [recorded.tasks.get(backend.task_run) for backend in spec.backends]
+    for index, (backend, task) in enumerate(zip(spec.backends, trained, strict=True)):
+        if task is not None:
+            said[f"spec.backends[{index}].artifact"] = (str(task.model), backend.artifact)
+            said[f"spec.backends[{index}].trial"] = (task.trial, backend.trial)
+    known = [task for task in trained if task is not None]
+    if known and len(known) == sum(bool(backend.task_run) for backend in spec.backends):
+        said["spec.data"] = (list(dict.fromkeys(item for task in known for item in task.data)), list(spec.data))
+        said["spec.parameters"] = ({k: v for task in known for k, v in task.parameters.items()}, dict(spec.parameters))
+        said["spec.metrics"] = ({k: v for task in known for k, v in task.metrics.items()}, dict(spec.metrics))
+    for field, (ledger, record) in said.items():
+        if (where := first_difference(ledger, record, path=field)) is not None:
+            return f"{where.told()}, by the ledger"
+    return f"metadata.name: its inputs make {made}" if made != version.metadata.name else ""
+
+
+def _stored(layout: Layout | None, versions: Sequence[Version], image_keys: tuple[str, ...]) -> Iterator[Checked]:
+    """Images, models and data, each once."""
+    backends = [backend for version in versions for backend in version.spec.backends]
+    named = [("image", backend.image) for backend in backends]
+    named += [("model", backend.artifact) for backend in backends if backend.artifact]
+    named += [("data", item) for version in versions for item in version.spec.data]
+    for kind, digest in dict.fromkeys(named):
+        if layout is None:
+            yield Checked(kind=kind, subject=digest, ok=None, reason=NOT_HERE)
+        elif kind == "image":
+            yield _tried(kind, digest, _check_image, layout, digest, image_keys)
+        else:
+            yield _tried(kind, digest, layout.check_all, digest)
+
+
+def _tried(kind: str, subject: str, check: Callable[..., None], *args: Any) -> Checked:
+    try:
+        check(*args)
+    except SilentError as error:
+        return Checked(kind=kind, subject=subject, ok=None, reason=f"not here: {error.message}")
+    except ControllerError as error:
+        return Checked(kind=kind, subject=subject, ok=False, reason=error.message)
+    return Checked(kind=kind, subject=subject, ok=True)
+
+
+def _check_image(layout: Layout, digest: str, public_keys: tuple[str, ...]) -> None:
+    layout.check_all(digest)
+    verify_image(layout, digest, public_keys)
+
+
+def _keys_of(versions: Iterable[Version]) -> set[str]:
+    """Where the ledger speaks of what made these versions."""
+    specs = [version.spec for version in versions]
+    runs = {f"run/{spec.run}" for spec in specs}
+    return runs | {f"task/{backend.task_run}" for spec in specs for backend in spec.backends if backend.task_run}
+
+
+def _parts(kept: Kept) -> set[str]:
+    return parts_of(kept.record) if kept.record is not None else set()
+
+
+def _read(text: bytes, path: str) -> Version | None:
+    try:
+        document = parse_document(YamlDocuments().load(text, path))
+    except DesiredStateError:
+        return None
+    return document if isinstance(document, Version) else None
+
+
+def _value(text: bytes, path: str) -> Any:
+    try:
+        return YamlDocuments().load(text, path).value
+    except DesiredStateError:
+        return text.decode(errors="replace")
