@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import hooks, ledger, projects
 from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
@@ -74,6 +75,9 @@ def measure(folder: Path) -> Iterator[bool]:
         found = [push_to_job(place, key, number) for number in range(3)]
         yield line("push to job started, with a new image", median(found), "s", 1.0, ("git ls-remote", ask))
     stop_servers(place.state, jobs=True)
+    yield from hooks.measure(folder, line, manifest=AXON, push=push, settle=settle)
+    yield from ledger.measure(folder / "ledger", line)
+    yield from projects.measure(folder / "projects")
 
 
 def push(place: project.Place, key: SshKey, files: dict[str, bytes | None]) -> None:

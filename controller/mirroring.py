@@ -31,55 +31,79 @@ class Seen:
     """Objects of our own kinds as the cluster's watches told of them. Threads share it."""
 
     def __init__(self) -> None:
-        self._objects: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-        self._told_at: dict[tuple[str, str, str], int] = {}
+        self._objects: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        """(kind, namespace) -> name -> object. A pass asks for those of one namespace, and there may be 1,000 of them."""
+        self._told_at: dict[tuple[str, str], dict[str, int]] = {}
+        self._changes: dict[str, int] = {}
         self._number = 0
         self._guard = threading.Lock()
 
     def tell(self, kind: str, body: Mapping[str, Any], *, is_gone: bool) -> bool:
         """Take what a watch says; whether that matters to anybody: our own words in a status do not."""
-        meta = body["metadata"]
-        key = (kind, meta["namespace"], meta["name"])
+        where, name = (kind, str(body["metadata"]["namespace"])), str(body["metadata"]["name"])
         with self._guard:
-            self._number += 1
-            self._told_at[key] = self._number
-            before = self._objects.pop(key, None)
-            if not is_gone:
-                self._objects[key] = body
-        return is_gone or before is None or _told(before) != _told(body)
+            self._note(where, name)
+            return self._set(where, name, None if is_gone else body) or is_gone
 
     def mark(self) -> int:
         """A moment: what is told after it is newer than a list that was asked for then."""
         with self._guard:
             return self._number
 
+    def changes(self, kind: str) -> int:
+        """A number that is another one once an object of a kind came, went, or says something else than in its status."""
+        with self._guard:
+            return self._changes.get(kind, 0)
+
     def reset(self, kind: str, namespace: str, bodies: Sequence[Mapping[str, Any]], *, since: int | None = None) -> None:
         """Take all objects of a kind in a namespace as a list found them, but for those that were told of since a moment."""
-        listed = {(kind, namespace, str(body["metadata"]["name"])): body for body in bodies}
+        where, listed = (kind, namespace), {str(body["metadata"]["name"]): body for body in bodies}
         with self._guard:
-            newer = {key for key, at in self._told_at.items() if since is not None and at > since}
-            for key in [key for key in self._objects if key[:2] == (kind, namespace) and key not in newer]:
-                del self._objects[key]
-            self._objects |= {key: body for key, body in listed.items() if key not in newer}
+            newer = {name for name, at in self._told_at.get(where, {}).items() if since is not None and at > since}
+            for name in {*self._objects.get(where, ()), *listed} - newer:
+                self._set(where, name, listed.get(name))
+            self._told_at[where] = {name: at for name, at in self._told_at.get(where, {}).items() if name in newer}
 
     def put(self, kind: str, body: Mapping[str, Any]) -> None:
         """Take what a write came to."""
-        key = (kind, str(body["metadata"]["namespace"]), str(body["metadata"]["name"]))
+        where, name = (kind, str(body["metadata"]["namespace"])), str(body["metadata"]["name"])
         with self._guard:
-            self._number += 1
-            self._objects[key], self._told_at[key] = body, self._number
+            self._note(where, name)
+            self._set(where, name, body)
 
     def get(self, kind: str, namespace: str, name: str) -> Mapping[str, Any] | None:
         """One object; None when there is none."""
         with self._guard:
-            return self._objects.get((kind, namespace, name))
+            return self._objects.get((kind, namespace), {}).get(name)
 
     def all(self, kind: str, namespace: str = "") -> list[Mapping[str, Any]]:
         """Objects of a kind, in one namespace or all."""
         with self._guard:
-            return [
-                item for (of, where, _), item in self._objects.items() if of == kind and (not namespace or where == namespace)
-            ]
+            if namespace:
+                return list(self._objects.get((kind, namespace), {}).values())
+            return [item for (of, _), found in self._objects.items() if of == kind for item in found.values()]
+
+    def namespaces(self, kind: str) -> set[str]:
+        """Where objects of a kind are."""
+        with self._guard:
+            return {namespace for (of, namespace), found in self._objects.items() if of == kind and found}
+
+    def _note(self, where: tuple[str, str], name: str) -> None:
+        self._number += 1
+        self._told_at.setdefault(where, {})[name] = self._number
+
+    def _set(self, where: tuple[str, str], name: str, body: Mapping[str, Any] | None) -> bool:
+        """Set an object, or take it out; whether that says something new."""
+        known = self._objects.setdefault(where, {})
+        before = known.pop(name, None)
+        if body is not None:
+            known[name] = body
+        is_new = (before is None) != (body is None) or (
+            before is not None and body is not None and before is not body and _told(before) != _told(body)
+        )
+        if is_new:
+            self._changes[where[0]] = self._changes.get(where[0], 0) + 1
+        return is_new
 
 
 class Mirroring:

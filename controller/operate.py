@@ -1,53 +1,48 @@
-"""The controller of a cluster: one process, one pass thread for each Project, one inbox for all, one leader.
+"""The controller of a cluster: one process, a few workers for the passes of all Projects, one inbox for all, one leader.
 
 Watches and the clock only say *look now*; who does not hold the Lease does nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from controller import handlers
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import AXON, PROJECT, RELEASE, VERSION, Cluster
-from controller.follow import Told, count, keep_faults, write_status
+from controller.follow import keep_faults
+from controller.follower import Follower
 from controller.inbox import Desk
 from controller.leadership import Leadership
-from controller.loop import run_pass
-from controller.mirroring import Mirroring, Seen, say
-from controller.projects import open_project, read_project
-from controller.wiring import ClusterSurroundings, Stirred, Waker, wire_in_cluster
-from policies.errors import ControllerError, DesiredStateError, RefusedError, TrustError
-from policies.retries import pause_seconds
+from controller.mirroring import Seen
+from controller.rivals import Rivals
+from controller.turns import Turns
+from controller.wiring import ClusterSurroundings
+from policies.errors import ControllerError, RefusedError
 from policies.terms.outcome import Outcome
-from policies.unbuilt import object_notes
 
 faults = logging.getLogger("myelin.faults")
-IDLE_SECONDS, BUSY_SECONDS = 5.0, 1.0
-"""Time between two looks while nothing, and while something runs; wake-ups make both shorter."""
-AWAY_SECONDS = 0.5
-SHOWN_SECONDS = 1.0
-"""So often the objects are brought up to date while the passes follow each other."""
-LONGEST_PAUSE_SECONDS = 30.0
 RESYNC_SECONDS = 60.0
 """A watch may miss that something went; so often all is listed."""
 REACH_SECONDS = 5.0
 """So often the namespaces that we may not watch (yet) are tried."""
 WATCH_PAUSE_SECONDS = 2.0
 """After watches that ended by themselves."""
-STUCK_SECONDS = 900.0
-"""A pass that lasts longer will not end."""
+END_SECONDS = 30.0
+"""So long the passes that run at the end may take."""
 LEASE = "myelin"
+M_ARENA_MAX, HEAPS = -8, 2
+"""Number of the setting in glibc's malloc.h, and how many heaps there may be: 14 MB less for 250 projects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +95,7 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
+    bound_memory()
     keep_faults(settings.state)
     cluster, clock = Cluster(settings.kubeconfig), SystemClock()
     fleet = Fleet(cluster, settings, tell=tell)
@@ -128,6 +124,14 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
         fleet.end()
         leadership.end()
         desk.close()
+
+
+def bound_memory() -> None:
+    """Let few threads have a heap of their own: what many leave free in theirs cannot be used by others, nor given back."""
+    try:
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
+    except (OSError, AttributeError):
+        pass  # another C library has other heaps
 
 
 def _lead(fleet: Fleet, leadership: Leadership, stop: threading.Event, *, is_outside: bool) -> None:
@@ -167,7 +171,8 @@ class Fleet:
 
     def __init__(self, cluster: Cluster, settings: OperatorSettings, *, tell: Callable[[str], None]) -> None:
         self.cluster, self.settings, self.tell = cluster, settings, tell
-        self.seen = Seen()
+        self.seen, self.turns = Seen(), Turns()
+        self.rivals = Rivals(self.seen)
         self.shared: ClusterSurroundings | None = None
         self.leads: Callable[[], bool] = lambda: False
         self.is_replaced: Callable[[], bool] = lambda: not self.leads()
@@ -222,7 +227,7 @@ class Fleet:
                     self.seen.reset(kind.kind, namespace, self.cluster.list(kind, namespace), since=mark)
             except ControllerError:
                 is_all = False  # what is known of it stays; the next time tells
-        for namespace in {str(body["metadata"]["namespace"]) for body in self.seen.all("Project")} - set(namespaces):
+        for namespace in self.seen.namespaces("Project") - set(namespaces):
             for kind in (AXON, RELEASE, VERSION, PROJECT):
                 self.seen.reset(kind.kind, namespace, ())
         for body in self.seen.all("Project"):
@@ -237,15 +242,7 @@ class Fleet:
 
     def rival(self, namespace: str, name: str) -> Outcome | None:
         """Why a Project may not be followed beside the others: the older one comes first."""
-        mine = self.seen.get("Project", namespace, name)
-        if mine is None:
-            return None
-        followed: list[Mapping[str, Any]] = []  # who is refused itself takes nothing
-        for body in sorted((item for item in self.seen.all("Project") if _age(item) < _age(mine)), key=_age):
-            if "deletionTimestamp" not in body["metadata"] and next(_conflicts(body, followed), None) is None:
-                followed.append(body)
-        reason, words = next(_conflicts(mine, followed), ("", ""))
-        return Outcome(state="stalled", subject=name, reason=reason, message=words) if reason else None
+        return self.rivals.of(namespace, name)
 
     def wake_all(self) -> None:
         """Ask for a look at every project."""
@@ -266,6 +263,11 @@ class Fleet:
         with self._guard:
             return all(follower.is_settled for follower in self._followers.values() if follower.is_alive())
 
+    def followers(self) -> list[Follower]:
+        """Who follows a project and has not ended."""
+        with self._guard:
+            return [follower for follower in self._followers.values() if follower.is_alive()]
+
     def end(self) -> None:
         """End every pass cleanly: what it began is finished, nothing more is begun."""
         self._ending = True
@@ -273,8 +275,10 @@ class Fleet:
             keys = list(self._followers)
         for key in keys:
             self._followers[key].stop()
+        deadline = time.monotonic() + END_SECONDS
         for key in keys:
-            self._drop(key)
+            self._drop(key, wait_seconds=max(0.1, deadline - time.monotonic()))
+        self.turns.end(wait_seconds=1.0)
 
     def _project(self, body: Mapping[str, Any], is_gone: bool) -> None:
         meta = body["metadata"]
@@ -293,7 +297,6 @@ class Fleet:
             follower = self._followers.get(key)
             if follower is None or not follower.is_alive() or follower.is_ending:
                 follower = self._followers[key] = Follower(self, *key)
-                follower.start()
         follower.wake()
 
     def _mirror(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
@@ -331,176 +334,3 @@ class Fleet:
             if self._followers.get(key) is follower:
                 del self._followers[key]
         return True
-
-
-class Follower(threading.Thread):
-    """Follows one Project for as long as it is there and we lead. One project's fault never stops another's pass."""
-
-    def __init__(self, fleet: Fleet, namespace: str, name: str) -> None:
-        super().__init__(name=f"project-{namespace}-{name}", daemon=True)
-        self._fleet, self._namespace, self._project = fleet, namespace, name
-        self._waker, self._ending = Waker(), threading.Event()
-        self._engine: Stirred | None = None
-        self._began_at: float | None = None
-        self.is_settled = False
-        """Whether the project was opened, or its conditions say why it was not."""
-        self._told = Told(lambda line: fleet.tell(f"{namespace}/{name}: {line}"))
-
-    def wake(self) -> None:
-        """Ask for a look."""
-        self._waker.wake()
-
-    def stir(self, kind: str, body: Mapping[str, Any], is_gone: bool) -> None:
-        """An object of the project's jobs or servers changed."""
-        if self._engine is not None:
-            self._engine.stir(kind, body, is_gone)
-
-    def stop(self) -> None:
-        """End after the pass that runs."""
-        self._ending.set()
-        self._waker.wake()
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether it was told to end."""
-        return self._ending.is_set()
-
-    def is_well(self) -> bool:
-        """Whether its pass does not hang."""
-        began_at = self._began_at
-        return began_at is None or time.monotonic() - began_at < STUCK_SECONDS
-
-    def run(self) -> None:
-        """Open the project and run passes; what keeps it from being opened is said in its conditions."""
-        failures = 0
-        while not self._ending.is_set():
-            body = self._fleet.seen.get("Project", self._namespace, self._project)
-            if body is None or not self._fleet.leads():
-                self._waker.wait(1.0)
-                continue
-            try:
-                if (rival := self._fleet.rival(self._namespace, self._project)) is not None:
-                    self._say(rival)
-                    self._waker.wait(IDLE_SECONDS)
-                    continue
-                try:
-                    self._follow(body)
-                finally:
-                    self._engine, self._began_at, self.is_settled = None, None, False
-                failures = 0
-                continue
-            except ControllerError as error:
-                stalled = isinstance(error, (DesiredStateError, TrustError, RefusedError))
-                outcome = Outcome(
-                    state="stalled" if stalled else "waiting", subject=self._project, reason=error.reason, message=error.message
-                )
-            except Exception as error:  # noqa: BLE001  a fault of ours in one project must not stop the others
-                faults.error("fault at project %s/%s", self._namespace, self._project, exc_info=error)
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                outcome = Outcome(
-                    state="stalled", subject=self._project, reason="Bug", message=f"a fault in Myelin itself: {text}"
-                )
-            failures += 1
-            self._say(outcome)
-            self._waker.wait(pause_seconds(failures, longest=LONGEST_PAUSE_SECONDS))
-
-    def _follow(self, body: Mapping[str, Any]) -> None:
-        fleet = self._fleet
-        assert fleet.shared is not None
-        project = open_project(fleet.cluster, body)
-        mirroring = Mirroring(fleet.cluster, fleet.seen, namespace=project.namespace, project=project.name, owner=project.owner)
-        state = fleet.shared.state_of(project)
-        notes = [
-            Outcome(state="done", subject=self._project, reason="NoEffect", message=f"{why}, so this has no effect: {key}")
-            for why, key in object_notes(project.document)
-        ]
-        shown_at, troubles = 0.0, list[Outcome]()
-        with wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_engine) as wired:
-            self.is_settled = True
-            note_place(state, project.url, project.document.spec.branch, project.trust.model_dump(mode="json", by_alias=True))
-            while not self._ending.is_set() and not fleet.is_replaced() and self._is_current(project.uid, project.generation):
-                if not fleet.leads():  # the cluster is away: what comes in is taken, and nothing is done
-                    self._waker.wait(AWAY_SECONDS)
-                    continue
-                self._began_at = time.monotonic()
-                report = run_pass(wired.following, wired.ports)
-                count(report)
-                # While there is more to do at once, doing it comes before telling of it.
-                if not report.look_again or time.monotonic() - shown_at > SHOWN_SECONDS:
-                    shown_at = time.monotonic()
-                    told = replace(report, outcomes=(*notes, *report.outcomes))
-                    troubles = mirroring.present(told, wired.ports.clock.now())
-                    write_status(state, report, wired)
-                self._began_at = None
-                self._told.tell((*report.outcomes, *troubles))
-                if not report.look_again:
-                    is_busy = report.is_busy or troubles or wired.ports.ledger.pending()
-                    self._waker.wait(BUSY_SECONDS if is_busy else IDLE_SECONDS)
-
-    def _take_engine(self, engine: Stirred) -> None:
-        self._engine = engine
-
-    def _is_current(self, uid: str, generation: int) -> bool:
-        body = self._fleet.seen.get("Project", self._namespace, self._project)
-        if body is None or "deletionTimestamp" in body["metadata"]:
-            return False
-        meta = body["metadata"]
-        return (str(meta["uid"]), int(meta.get("generation", 1))) == (uid, generation) and (
-            self._fleet.rival(self._namespace, self._project) is None
-        )
-
-    def _say(self, outcome: Outcome) -> None:
-        self.is_settled = True
-        self._told.tell((outcome,))
-        try:
-            say(self._fleet.cluster, self._fleet.seen, self._namespace, self._project, [outcome], now=SystemClock().now())
-        except ControllerError:
-            pass  # the cluster is away; the next try says it again
-
-
-def note_place(state: Path, url: str, branch: str, trust: Mapping[str, Any]) -> None:
-    """Leave what the answers need: they read the controller's own mirror, so they need no credentials."""
-    state.mkdir(parents=True, exist_ok=True)
-    place = {"url": str(state / "git"), "of": _shown(url), "branch": branch}
-    for name, value in (("trust.yaml", trust), ("place.json", place)):
-        (state / f"{name}.new").write_text(json.dumps(value))
-        (state / f"{name}.new").replace(state / name)
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme and host else url
-
-
-def _conflicts(body: Mapping[str, Any], followed: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What a Project may not share with those that are followed already."""
-    for other in followed:
-        who = f"Project {other['metadata']['namespace']}/{other['metadata']['name']}"
-        if other["metadata"]["namespace"] == body["metadata"]["namespace"]:
-            words = f"{who} is followed in this namespace already; give this one a namespace of its own, or delete one"
-            yield "NamespaceTaken", words
-        if _place(other) == _place(body):
-            words = f"{who} follows this repository and branch already; delete one of them, or follow another branch"
-            yield "RepositoryTaken", words
-        if _registry(other) == _registry(body) != "":
-            words = f"{who} keeps its images in this registry repository already; give this Project one of its own"
-            yield "RegistryTaken", words
-
-
-def _age(body: Mapping[str, Any]) -> tuple[str, str, str]:
-    meta = body["metadata"]
-    return (str(meta.get("creationTimestamp", "")), str(meta["namespace"]), str(meta["name"]))
-
-
-def _registry(body: Mapping[str, Any]) -> str:
-    return str((body.get("spec", {}).get("registry") or {}).get("repository", ""))
-
-
-def _place(body: Mapping[str, Any]) -> tuple[str, str]:
-    try:
-        spec = read_project(body).spec
-    except DesiredStateError:
-        return (str(body["metadata"]["uid"]), "")
-    url = spec.repository.url if spec.repository is not None else str(body["metadata"]["uid"])
-    return (_shown(url).rstrip("/").removesuffix(".git").lower(), spec.branch)

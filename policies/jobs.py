@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from policies.canonical import digest_value, short_name
 from policies.errors import DesiredStateError
+from policies.hygiene import told
 from policies.identity import object_name
-from policies.sources import build_folder
+from policies.sources import build_folder, elsewhere_of
 from policies.terms.axon import KINDS, Axon, EnvVar, ImageBuild, Sensor, Task
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
 from policies.terms.run import Run, TaskRun
+from policies.terms.source import Elsewhere, Resolved
 from policies.terms.task import ImageSpec, JobSpec, Kept
 from policies.unbuilt import refuse
 
@@ -85,18 +87,34 @@ def upstream(run: Run, before: Sequence[TaskRun], recorded: Recorded) -> Upstrea
     return Upstream(data=tuple(Digest(item) for item in data), by_task=by_task)
 
 
-def image_spec(axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings) -> ImageSpec:
+def image_spec(
+    axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings, *, recorded: Recorded, largest_bytes: int = 100 << 20
+) -> ImageSpec:
     """The image that a task is built as.
 
+    Args:
+        axon: The axon.
+        build: How the task's image is built.
+        run: What it is built for.
+        around: Where jobs and servers run.
+        recorded: Knows what other repositories came to.
+        largest_bytes: Files of the source above it are refused.
+
     Raises:
-        DesiredStateError: Its source folder cannot be found.
+        DesiredStateError: Its source folder cannot be found, or may not be read, or was not looked for in its repository yet.
     """
-    folder = build_folder(axon.document, build)
-    tree = axon.trees.get(folder, "")
+    folder, source = build_folder(axon.document, build), elsewhere_of(axon.document, build)
+    found = resolved(run, source, recorded) if source is not None else None
+    if source is not None and found is None:
+        raise DesiredStateError(f"{source}: it is not known yet which commit that is", reason="Unresolved")
+    tree = (found.trees if found is not None else axon.trees).get(folder, "")
     if not tree:
+        where = f"commit {found.commit[:12]} of {found.repo}" if found is not None else "this commit"
         raise DesiredStateError(
-            f"folder {folder}: expected source to build from, there is none in this commit", reason="FolderMissing"
+            f"folder {folder}: expected source to build from, there is none in {where}", reason="FolderMissing"
         )
+    if found is None and (refused := axon.refused.get(folder)):
+        raise DesiredStateError(f"folder {folder or '/'}: {told(refused)}", reason=refused[0].reason)
     dockerfile = build.dockerfile.path if build.dockerfile is not None else ""
     return ImageSpec(
         repository=build.repository_name or axon.name,
@@ -107,7 +125,16 @@ def image_spec(axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundi
         builder="dockerfile" if dockerfile else "python",
         dockerfile=dockerfile,
         event_set=run.event_set,
+        source=source,
+        source_commit=found.commit if found is not None else "",
+        largest_bytes=largest_bytes,
     )
+
+
+def resolved(run: Run, source: Elsewhere, recorded: Recorded) -> Resolved | None:
+    """What another repository came to for a run; None when that is not recorded yet."""
+    known = recorded.sources.get(run.id, ())
+    return next((item for item in known if (item.repo, item.revision) == (source.repo, source.revision)), None)
 
 
 def environment(axon: Axon, env: Sequence[EnvVar], *, sensor: Sensor | None = None) -> dict[str, str]:

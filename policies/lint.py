@@ -11,7 +11,7 @@ from policies.crossing import entries_of
 from policies.errors import DesiredStateError, Fault
 from policies.experiment import experiment_of
 from policies.ladder import describe, rungs
-from policies.sources import build_folder, image_builds
+from policies.sources import build_folder, elsewhere_of, image_builds
 from policies.terms.axon import KINDS, Axon
 from policies.terms.document import LoadedDocument
 
@@ -91,11 +91,11 @@ def _folders(axon: Axon, has_folder: Callable[[str], bool] | None) -> Iterator[t
         kind = next(name for name in KINDS if getattr(task, name) is not None)
         path: Path = ("spec", "tasks", index, kind, "imageBuild")
         try:
-            folder = build_folder(axon, build)
+            folder, source = build_folder(axon, build), elsewhere_of(axon, build)
         except DesiredStateError as error:
             yield path, error.reason, error.message
             continue
-        if has_folder is not None and not has_folder(folder):
+        if source is None and has_folder is not None and not has_folder(folder):
             yield path, "FolderMissing", f"expected a folder {folder or '/'} in the repository, there is none"
 
 

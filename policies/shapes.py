@@ -23,7 +23,7 @@ from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from policies.terms.axon import Destination, EnvVar, Free, Promotion, PromotionStep, RolloutRule, Sensor, SensorTask, Task
-from policies.terms.document_types import Duration, Instant, Name, Number, Text
+from policies.terms.document_types import Duration, Instant, Name, Number, Quantity, Text
 from policies.terms.project import GIT_URL, REGISTRY_PATH, SECRET_NAME, GitUrl, MaybeSecretName, RegistryPath, SecretName
 
 ANYTHING = "x-kubernetes-preserve-unknown-fields"
@@ -77,6 +77,11 @@ SCALARS: Mapping[Any, Shape] = {
         types=("integer", "string"),
         rules={"pattern": r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+)$", "minimum": 0, "maximum": 0},
         about="A duration, such as 30s, 5m or 36h.",
+    ),
+    Quantity: Shape(
+        types=("string", "number"),
+        rules={"pattern": r"^[0-9]+(\.[0-9]+)?([munkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$", "minimum": 0},
+        about="A quantity, such as 100Mi or 2G.",
     ),
     # Not the format date-time: that wants seconds and a zone, which documents may leave out.
     Instant: _like(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import posixpath
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
+from controller.adapters.documents import YamlDocuments
+from controller.adapters.git import OtherRepositories
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.assembly import (
     INTERPRETER,
@@ -33,7 +36,9 @@ from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lock
 from policies.canonical import digest_value
 from policies.errors import ControllerError, DesiredStateError, OutsideError, TrustError
+from policies.hygiene import LONGEST_LINK_BYTES, refusals, told
 from policies.identity import image_identity
+from policies.pointers import LARGEST_POINTER_BYTES, pointer_of, pointers_of_dvc, why_not_built_from
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec, ImageState
@@ -43,6 +48,8 @@ VERIFIED_SECONDS = 0.5
 """How long a look at an image's files counts: one pass may ask for the same image for hundreds of jobs."""
 BUILDER = "myelin.io/builders/python/v1"
 LONGEST_TAG = 128
+READ_HERE = ("requirements.txt", ".s2i/environment")
+"""Files of a source folder that decide how it is built."""
 faults = logging.getLogger("myelin.faults")
 S2I_KEYS = ("MODEL_NAME", "API_TYPE", "SERVICE_TYPE", "PERSISTENCE", "TIMEOUT", "NUM_WORKERS", "APP_FILE")
 
@@ -59,6 +66,7 @@ class PythonImages:
         clock: Tells when, for provenance.
         wake: Called when a build has ended.
         bases: Opens base images; None: only what goes onto the host's own system is built.
+        sources: Opens other repositories; None: only the watched one is built from.
     """
 
     def __init__(
@@ -71,10 +79,11 @@ class PythonImages:
         clock: Clock,
         wake: Callable[[], None] = lambda: None,
         bases: Bases | None = None,
+        sources: OtherRepositories | None = None,
     ) -> None:
         self._repository, self._layout, self._folder = repository, layout, folder
         self._key, self._public_keys, self._clock, self._wake = key, public_keys, clock, wake
-        self._bases, self._wheel_layers = bases, WheelLayers(layout, folder)
+        self._bases, self._wheel_layers, self._sources = bases, WheelLayers(layout, folder), sources
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[object, ...]] = {}
@@ -173,7 +182,8 @@ class PythonImages:
             raise DesiredStateError(
                 f"{spec.repository}: building from a Dockerfile is not part of Myelin yet; use s2i", reason="NotBuilt"
             )
-        source = self._source(spec)
+        source, source_links = self._source(spec)
+        data = _data_of(source)
         settings = _settings(source)
         if "INSTALL_SCRIPT" in settings:
             raise DesiredStateError(
@@ -194,15 +204,17 @@ class PythonImages:
         layers = self._wheel_layers.laid(wheels)
         layers.append(lay(self._layout, _runtime_files(runtime)))
         files, links = venv(base)
-        layers.append(lay(self._layout, {**source, **files}, links))
+        layers.append(lay(self._layout, {**source, **files}, {**source_links, **links}))
         digest = self._assemble(settings, layers, base)
         materials = {
             "commit": spec.commit,
             "folder": spec.folder,
             "tree": spec.tree,
+            **_elsewhere(spec),
             "base": spec.base,
             "python": PYTHON,
             "wheels": {wheel.name: file_digest(wheel) for wheel in wheels},
+            **({"data": data} if data else {}),
         }
         progress("signing and pushing")
         sign_image(self._layout, digest, self._key, self._provenance(spec, materials, base))
@@ -221,14 +233,40 @@ class PythonImages:
         progress("opening the base image")
         return self._bases.open(spec.base)
 
-    def _source(self, spec: ImageSpec) -> dict[str, Stored]:
-        listed = self._repository.files(spec.commit, spec.folder)
-        for item in listed:
-            if item.symlink:
-                raise DesiredStateError(f"{item.path}: expected plain files in an image's source, got a link", reason="OddFile")
-        texts = self._repository.read_many(spec.commit, [item.path for item in listed])
+    def _source(self, spec: ImageSpec) -> tuple[dict[str, Stored], dict[str, str]]:
+        """Files of the source folder, and its links: where they go in the image -> what they are."""
+        commit, source = spec.source_commit, spec.source
+        if source is None:
+            commit, listed = spec.commit, self._repository.files(spec.commit, spec.folder)
+        elif self._sources is not None:
+            listed = self._sources.files(source, commit, spec.folder)
+        else:
+            raise DesiredStateError(f"{source}: other repositories are not built from here", reason="NotBuilt")
+
+        def read(paths: Sequence[str]) -> Mapping[str, bytes]:
+            if source is not None and self._sources is not None:
+                return self._sources.read_many(source, commit, paths)
+            return self._repository.read_many(commit, paths)
+
+        links = read([item.path for item in listed if item.symlink and item.size_bytes <= LONGEST_LINK_BYTES])
+        targets = {path: text.decode(errors="surrogateescape") for path, text in links.items()}
+        if refused := refusals(spec.folder, listed, targets, largest_bytes=spec.largest_bytes):
+            raise DesiredStateError(f"folder {spec.folder or '/'}: {told(refused)}", reason=refused[0].reason)
+        texts = read([item.path for item in listed if not item.symlink])
+        if pointers := [(path, found) for path, text in texts.items() if (found := pointer_of(text)) is not None]:
+            raise DesiredStateError(why_not_built_from(pointers), reason="LargeFileMissing")
         cut = len(spec.folder) + 1 if spec.folder else 0
-        return {f"app/{item.path[cut:]}": Stored(data=texts[item.path], executable=item.executable) for item in listed}
+        for path in targets:
+            if path[cut:] in READ_HERE:
+                raise DesiredStateError(f"{path}: expected a plain file, got a link", reason="OddFile")
+        return (
+            {
+                f"app/{item.path[cut:]}": Stored(data=texts[item.path], executable=item.executable)
+                for item in listed
+                if not item.symlink
+            },
+            {f"app/{path[cut:]}": target for path, target in targets.items()},
+        )
 
     def _assemble(self, settings: Mapping[str, str], layers: list[Laid], base: Base | None) -> Digest:
         serves = "MODEL_NAME" in settings
@@ -240,6 +278,7 @@ class PythonImages:
 
     def _provenance(self, spec: ImageSpec, materials: Mapping[str, Any], base: Base | None) -> dict[str, Any]:
         wheels = [{"name": name, "digest": _sha256(digest)} for name, digest in materials["wheels"].items()]
+        data = [{"name": path, "digest": dict([name.split(":", 1)])} for path, name in materials.get("data", {}).items()]
         below = [{"name": "base", "uri": base.reference, "digest": _sha256(base.digest)}] if base else []
         return {
             "buildDefinition": {
@@ -249,9 +288,10 @@ class PythonImages:
                     "folder": spec.folder,
                     "tree": spec.tree,
                     "eventSet": spec.event_set,
+                    **_elsewhere(spec),
                 },
                 "internalParameters": {"python": PYTHON, "base": spec.base, "runtime": self._runtime},
-                "resolvedDependencies": [{"name": "source", "digest": {"gitCommit": spec.commit}}, *below, *wheels],
+                "resolvedDependencies": [_material(spec), *below, *wheels, *data],
             },
             "runDetails": {"builder": {"id": BUILDER}, "metadata": {"finishedOn": self._clock.now().isoformat()}},
         }
@@ -263,10 +303,12 @@ class PythonImages:
             raise ValueError(definition["buildType"])
         outer, inner = definition["externalParameters"], definition["internalParameters"]
         wheels = [item for item in definition["resolvedDependencies"] if item["name"].endswith(".whl")]
+        data = [item for item in definition["resolvedDependencies"] if item["name"].startswith("app/")]
         return {
-            **{key: outer[key] for key in ("commit", "folder", "tree")},
+            **{key: outer[key] for key in ("commit", "folder", "tree", "repo", "revision", "sourceCommit") if key in outer},
             **{key: inner[key] for key in ("base", "python", "runtime")},
             "wheels": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in wheels},
+            **({"data": {item["name"]: ":".join(*item["digest"].items()) for item in data}} if data else {}),
         }
 
     def _identity(self, spec: ImageSpec) -> str:
@@ -284,6 +326,33 @@ class PythonImages:
             self._states[identity] = state
         if state.phase != "building":
             self._wake()
+
+
+def _data_of(source: Mapping[str, Stored]) -> dict[str, str]:
+    """Data that `.dvc` files of a source folder stand for: where it would lie in the image -> its digest."""
+    found = {}
+    for path, item in source.items():
+        if path.endswith(".dvc") and len(item.data) <= LARGEST_POINTER_BYTES:
+            try:
+                value = YamlDocuments().load(item.data, path).value
+            except DesiredStateError:
+                continue  # a file of that name which is none
+            for pointer in pointers_of_dvc(value):
+                found[posixpath.normpath(posixpath.join(posixpath.dirname(path), pointer.path))] = pointer.identity
+    return {path: name for path, name in sorted(found.items()) if path.startswith("app/")}
+
+
+def _elsewhere(spec: ImageSpec) -> dict[str, str]:
+    """What is said of source in another repository."""
+    if spec.source is None:
+        return {}
+    return {"repo": spec.source.repo, "revision": spec.source.revision, "sourceCommit": spec.source_commit}
+
+
+def _material(spec: ImageSpec) -> dict[str, Any]:
+    if spec.source is None:
+        return {"name": "source", "digest": {"gitCommit": spec.commit}}
+    return {"name": "source", "uri": spec.source.repo, "digest": {"gitCommit": spec.source_commit}}
 
 
 def _settings(source: Mapping[str, Stored]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -126,14 +127,34 @@ class SshKey:
 
 def is_signed(data: bytes, signature: str, public: str) -> bool:
     """Whether a base64 `signature` over `data` was made by the holder of `public`, an ed25519 key."""
+    return signed_by([public])(data, signature)
+
+
+def signed_by(public_keys: Iterable[str]) -> Callable[[bytes, str], bool]:
+    """Tells whether a base64 signature over bytes was made by a holder of one of these keys; what is no ed25519 key never did.
+
+    Made once for many signatures. It may be asked by several threads, which then work side by side.
+    """
+    known = [key for public in public_keys if (key := _ed25519(public)) is not None]
+
+    def told(data: bytes, signature: str) -> bool:
+        for key in known:
+            try:
+                key.verify(base64.b64decode(signature, validate=True), data)
+            except (ValueError, InvalidSignature):
+                continue
+            return True
+        return False
+
+    return told
+
+
+def _ed25519(public: str) -> ed25519.Ed25519PublicKey | None:
     try:
         key = serialization.load_ssh_public_key(public.encode())
-        if not isinstance(key, ed25519.Ed25519PublicKey):
-            return False
-        key.verify(base64.b64decode(signature, validate=True), data)
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
-        return False
-    return True
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, ed25519.Ed25519PublicKey) else None
 
 
 def fingerprint(public: str) -> str:

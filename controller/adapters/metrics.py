@@ -56,15 +56,16 @@ class SampledMetrics:
         self._closing = False
         folder.mkdir(parents=True, exist_ok=True)
         self._restore()
-        self._thread = threading.Thread(target=self._run, name="samples", daemon=True)
-        self._thread.start()
+        # It runs while there is something to read: a controller may have 1,000 of these, most of which have nothing.
+        self._thread: threading.Thread | None = None
+        self._stir()
 
     def watch(self, targets: Sequence[Target]) -> None:
         """From now on, read these addresses."""
         if tuple(targets) != self._targets:
             with self._changed:
                 self._targets = tuple(targets)
-                self._changed.notify()
+            self._stir()
 
     def alerts(self, rules: Sequence[AlertRule], now: datetime) -> tuple[Alert, ...]:
         """Which conditions hold, one alert for each series."""
@@ -107,21 +108,29 @@ class SampledMetrics:
             pass  # a full disk costs samples after a restart, never the alert now
         self._keep(samples)
         self._wake()
-        with self._changed:
-            self._changed.notify()
+        self._stir()
 
     def close(self) -> None:
         """Stop reading."""
         with self._changed:
-            self._closing = True
+            self._closing, thread = True, self._thread
             self._changed.notify()
-        self._thread.join(5.0)
+        if thread is not None:
+            thread.join(5.0)
+
+    def _stir(self) -> None:
+        """See that what there is to read is read, from now on."""
+        with self._changed:
+            if self._thread is None and not self._closing and (self._targets or self._pushed):
+                self._thread = threading.Thread(target=self._run, name="samples", daemon=True)
+                self._thread.start()
+            self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait(self._interval if self._targets or self._pushed else None)
-                if self._closing:
+                if self._closing or not (self._targets or self._pushed):
+                    self._thread = None
                     return
             with self._guard:
                 found: list[tuple[Mapping[str, str], float]] = [(dict(key), value) for key, value in self._pushed.items()]
@@ -130,6 +139,9 @@ class SampledMetrics:
             if found:
                 self._keep(found)
                 self._wake()
+            with self._changed:
+                if not self._closing:
+                    self._changed.wait(self._interval)
 
     def _keep(self, samples: Sequence[tuple[Mapping[str, str], float]]) -> None:
         at = self._clock.now().timestamp()
@@ -185,7 +197,7 @@ def _load(path: Path) -> list[tuple[float, dict[str, str]]]:
         return []
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _query(text: str) -> Query:
     return parse(text)
 

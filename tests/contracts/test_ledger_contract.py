@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.adapters.git import GitRepository, init_bare
 from controller.adapters.ledger import GitLedger
-from policies.errors import OutsideError, SilentError
+from policies.errors import OutsideError, RefusedError, SilentError
 from policies.ledger import check_chain
+from policies.records import ask_statement, fold, task_statement, tell_statement
+from policies.segments import MOST_ENTRIES
 from policies.terms.record import Entry, Statement
+from policies.terms.run import TaskRun
+from policies.terms.trial import Ask, Tell, TrialRun
 from reconcilers.ports import Ledger
 from tests.fakes.ledger import BRANCH, FakeLedger
 from tests.fakes.repository import FakeRepository
@@ -325,3 +330,145 @@ def test_a_ledger_that_cannot_start_lets_another_one_try(tmp_path: Path) -> None
         kept.append(error)
     assert kept
     GitLedger(repository, tmp_path / "one", CONTROLLER, HandClock(world)).close()
+
+
+@pytest.mark.parametrize("pushed", [0, 1, 3])
+def test_what_is_new_since_a_number_comes_in_order(place: Place, pushed: int) -> None:
+    ledger = place.open()
+    for number in range(3):
+        ledger.record([statement(f"{number}")])
+        if number < pushed:
+            ledger.push()
+    for number in range(4):
+        assert tuple(ledger.since(number)) == ledger.entries()[number:]
+
+
+def test_it_tells_whether_an_entry_is_still_the_same(place: Place) -> None:
+    one, two = place.open("one"), place.open("two")
+    one.record([statement("a")])
+    one.push()
+    [said] = two.record([statement("b")])
+    assert two.holds(0, "")
+    assert two.holds(1, said.digest)
+    # It gets another number behind the other's.
+    two.push()
+    assert not two.holds(1, said.digest)
+    assert two.holds(2, two.entries()[1].digest)
+    assert not two.holds(3, said.digest)
+    two.record([statement("c")])
+    assert [two.holds(entry.number, entry.digest) for entry in two.entries()] == [True, True, True]
+
+
+def test_it_tells_which_keys_are_recorded(place: Place) -> None:
+    ledger = place.open()
+    assert ledger.knows([]) == ledger.knows(["a"]) == set()
+    ledger.record([statement("a")])
+    ledger.push()
+    ledger.record([statement("b")])
+    assert ledger.knows(["a", "b", "c"]) == {"a", "b"}
+    assert place.open().knows(["a", "b", "c"]) == {"a", "b"}
+
+
+def test_a_ledger_longer_than_a_segment_reads_back(place: Place) -> None:
+    ledger = place.open()
+    for start in range(0, 3 * MOST_ENTRIES, MOST_ENTRIES // 2 + 1):
+        ledger.record([statement(f"{start + number}") for number in range(MOST_ENTRIES // 2 + 1)])
+        ledger.push()
+    ledger.record([statement("last")])
+    assert_whole(ledger.entries())
+    assert place.open().entries() == ledger.entries()
+    ledger = place.open()
+    ledger.push()
+    assert place.open("elsewhere").entries() == ledger.entries()
+
+
+def test_trials_of_a_task_that_ended_are_left_out_and_the_fold_is_the_same(place: Place) -> None:
+    task = TaskRun(id="t", run="r", axon="digits", task="fit", kind="train", state="Succeeded", at=place.world.outside.now)
+    trials = [TrialRun(trial=f"0_0_{number}", rung=0, budget=1.0, number=number) for number in range(3)]
+    ledger = place.open()
+    for run in ("t", "other"):
+        ledger.record([ask_statement("digits", run, Ask(run=trial, config={}, origin="random")) for trial in trials])
+        ledger.push()
+    ledger.record([tell_statement("digits", "t", Tell(run=trials[0], loss=1.0, metric=1.0)), task_statement(task)])
+    ledger.push()
+    for lives in ("one", "one", "elsewhere"):
+        ledger = place.open(lives)
+        assert fold(ledger.since(0)) == fold(ledger.entries())
+        assert list(fold(ledger.since(0)).asks) == ["other"]
+        if place.kind != "fake":
+            assert [entry.number for entry in ledger.since(0)] == [4, 5, 6, 8]
+
+
+def test_only_segments_that_changed_are_read_again(tmp_path: Path) -> None:
+    world = World()
+    inner = FakeRepository(world, CONTROLLER)
+    read: list[str] = []
+
+    class Watched:
+        url = inner.url
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def read_many(self, commit: str, paths: Sequence[str]) -> Mapping[str, bytes]:
+            read.extend(paths)
+            return inner.read_many(commit, paths)
+
+    one = GitLedger(Watched(), tmp_path / "one", CONTROLLER, HandClock(world))  # type: ignore[arg-type]
+    two = GitLedger(inner, tmp_path / "two", CONTROLLER, HandClock(world))
+    for ledger, begin in ((one, 0), (two, 1)):
+        ledger.record([statement(f"{begin}-{number}") for number in range(MOST_ENTRIES)])
+        ledger.push()
+    read.clear()
+    one.record([statement("mine")])
+    one.push()
+    second, third = (f"ledger/{world.outside.now:%Y-%m}/{1 + MOST_ENTRIES * number:012}.jsonl" for number in (1, 2))
+    assert set(read) == {second, third}
+    assert one.entries()[: 2 * MOST_ENTRIES] == two.entries()
+    one.close()
+    two.close()
+
+
+def test_who_packs_files_into_one_is_followed_and_who_loses_a_line_is_refused(tmp_path: Path) -> None:
+    world = World()
+    repository = FakeRepository(world, CONTROLLER)
+    ledger = GitLedger(repository, tmp_path / "one", CONTROLLER, HandClock(world))
+    for month in range(3):
+        ledger.record([statement(f"{month}-{number}") for number in range(3)])
+        ledger.push()
+        world.outside.now += timedelta(days=31)
+    head = repository.fetch(BRANCH)
+    files = [item.path for item in repository.files(head)]
+    whole = b"".join(repository.read(head, path) for path in files)
+    for packed in (whole, whole.replace(b"0-2", b"0-9"), b"".join(whole.splitlines(keepends=True)[1:])):
+        head = repository.push(
+            branch=BRANCH,
+            parent=head,
+            changes={**dict.fromkeys(files), files[0]: packed},
+            message="pack",
+            at=world.outside.now,
+        )
+        ledger.record([statement(f"after {len(packed)} {packed.count(b'0-9')}")])
+        if packed == whole:
+            assert ledger.push() == 1
+            head = repository.fetch(BRANCH)
+        else:
+            with pytest.raises(RefusedError, match="rewritten"):
+                ledger.push()
+    assert len(ledger.entries()) == 9 + 3
+    ledger.close()
+
+
+def test_a_branch_that_is_no_whole_chain_is_not_gone_on_from(tmp_path: Path) -> None:
+    world = World()
+    repository = FakeRepository(world, CONTROLLER)
+    ledger = GitLedger(repository, tmp_path / "one", CONTROLLER, HandClock(world))
+    ledger.record([statement(f"{number}") for number in range(3)])
+    ledger.push()
+    ledger.close()
+    head = repository.fetch(BRANCH)
+    [path] = [item.path for item in repository.files(head)]
+    one, _, three = repository.read(head, path).splitlines(keepends=True)
+    repository.push(branch=BRANCH, parent=head, changes={path: one + three}, message="cut", at=world.outside.now)
+    with pytest.raises(RefusedError, match=r"jsonl:2: expected entry 2 of the chain, got 3; run `myelin verify`"):
+        GitLedger(repository, tmp_path / "two", CONTROLLER, HandClock(world))

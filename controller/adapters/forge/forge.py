@@ -36,7 +36,7 @@ class RestForge:
 
     Args:
         rest: Its API.
-        poll_seconds: `find` asks for one branch this often at most, unless something changed by our own hand or `stir`.
+        poll_seconds: `find` and `approvals` ask for one thing this often at most, unless something changed by our own hand or `stir`.
         monotonic: Seconds; for tests.
     """
 
@@ -46,6 +46,7 @@ class RestForge:
         self._guard = threading.Lock()
         self._stirs = 0
         self._found: dict[str, tuple[float, PullRequest | None]] = {}
+        self._approvals: dict[int, tuple[float, tuple[Approval, ...]]] = {}
         self._statuses: dict[tuple[str, str], tuple[str, str, str]] = {}
         self._name = ""
 
@@ -58,6 +59,7 @@ class RestForge:
         with self._guard:
             self._stirs += 1
             self._found.clear()
+            self._approvals.clear()
 
     def find(self, head: str) -> PullRequest | None:
         """The newest pull request from `head`, as it was `poll_seconds` ago at most."""
@@ -121,7 +123,20 @@ class RestForge:
             self._statuses[(commit, context)] = (state, text, url)
 
     def approvals(self, number: int) -> tuple[Approval, ...]:
-        """Who approved it."""
+        """Who approved it, as it was `poll_seconds` ago at most."""
+        now = self._monotonic()
+        with self._guard:
+            stirs, kept = self._stirs, self._approvals.get(number)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        found = self.reviewed(number)
+        with self._guard:
+            if stirs == self._stirs:
+                self._approvals[number] = (now + self._poll_seconds, found)
+        return found
+
+    def reviewed(self, number: int) -> tuple[Approval, ...]:
+        """Ask who approved it."""
         raise NotImplementedError
 
     def newest(self, head: str) -> PullRequest | None:

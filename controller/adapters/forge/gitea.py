@@ -183,7 +183,7 @@ class GiteaForge(RestForge):
     def _patch(self, number: int, body: Mapping[str, Any], *, fine: tuple[int, ...] = ()) -> None:
         self.rest.ask(self._call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
 
-    def approvals(self, number: int) -> tuple[Approval, ...]:
+    def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the commit that they saw.
 
         Only official reviews count: those of people who may write to the repository or whom the branch's protection names.

@@ -158,7 +158,7 @@ class GitHubForge(RestForge):
     def _patch(self, number: int, body: Mapping[str, Any], *, fine: tuple[int, ...] = ()) -> None:
         self.rest.ask(self._call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
 
-    def approvals(self, number: int) -> tuple[Approval, ...]:
+    def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the commit that they saw, if they may write to the repository.
 
         Anybody who can read a public repository can review there; GitHub itself counts only those who may write.

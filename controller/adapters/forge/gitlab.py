@@ -109,7 +109,7 @@ class GitLabForge(RestForge):
     def _put(self, number: int, body: Mapping[str, Any]) -> None:
         self.rest.ask(self._call("PUT", f"/merge_requests/{number}", f"merge request {number}", body=body))
 
-    def approvals(self, number: int) -> tuple[Approval, ...]:
+    def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the version that was the newest at that instant.
 
         GitLab does not tell which commit an approver saw. It tells when each version of a merge request, which is one push, came
