@@ -247,7 +247,9 @@ def follow(state: Path, made: Path, number: int, root: str) -> None:
     settings = operate.OperatorSettings(namespace="system", pod="", state=state, inbox="http://inbox", config=state / "none")
     fleet: Any = operate.Fleet(cluster, settings, tell=lambda line: print(line, file=sys.stderr, flush=True))
     desk = Desk("127.0.0.1", 0, is_ready=lambda: True, is_alive=fleet.is_alive, is_settled=fleet.is_settled)
-    fleet.shared = ClusterSurroundings(cluster=cluster, desk=desk, inbox="http://inbox", state=state)
+    fleet.shared = ClusterSurroundings(
+        cluster=cluster, desk=desk, inbox="http://inbox", state=state, poll_seconds=fleet.poll_seconds
+    )
 
     def passes() -> dict[tuple[str, str], int]:
         return {follower.key: follower.passes for follower in fleet.followers()}

@@ -27,7 +27,7 @@ from controller.leadership import Leadership
 from controller.mirroring import Seen
 from controller.rivals import Rivals
 from controller.turns import Turns
-from controller.wiring import ClusterSurroundings
+from controller.wiring import CLUSTER_POLL_SECONDS, ClusterSurroundings
 from policies.errors import ControllerError, RefusedError
 from policies.terms.outcome import Outcome
 
@@ -40,6 +40,8 @@ WATCH_PAUSE_SECONDS = 2.0
 """After watches that ended by themselves."""
 END_SECONDS = 30.0
 """So long the passes that run at the end may take."""
+LOOKS_A_SECOND = 25.0
+"""Questions to Git servers: each costs 20 ms of a core, for the program that asks."""
 LEASE = "myelin"
 M_ARENA_MAX, HEAPS = -8, 2
 """Number of the setting in glibc's malloc.h, and how many heaps there may be: 14 MB less for 250 projects."""
@@ -109,7 +111,9 @@ def operate(settings: OperatorSettings, *, tell: Callable[[str], None], stopping
         is_alive=fleet.is_alive,
         is_settled=fleet.is_settled,
     )
-    fleet.shared = ClusterSurroundings(cluster=cluster, desk=desk, inbox=settings.inbox, state=settings.state)
+    fleet.shared = ClusterSurroundings(
+        cluster=cluster, desk=desk, inbox=settings.inbox, state=settings.state, poll_seconds=fleet.poll_seconds
+    )
     leadership.start()
     desk.start()
     tell(f"operating on {', '.join(fleet.namespaces())}; inbox at {settings.inbox}; waiting for the Lease as {identity}")
@@ -243,6 +247,10 @@ class Fleet:
     def rival(self, namespace: str, name: str) -> Outcome | None:
         """Why a Project may not be followed beside the others: the older one comes first."""
         return self.rivals.of(namespace, name)
+
+    def poll_seconds(self) -> float:
+        """How often each project's Git server is asked, so that all together are not asked too often; webhooks go before."""
+        return max(CLUSTER_POLL_SECONDS, len(self.seen.all("Project")) / LOOKS_A_SECOND)
 
     def wake_all(self) -> None:
         """Ask for a look at every project."""

@@ -158,6 +158,8 @@ class ClusterSurroundings:
     state: Path
     """Folder with one folder for each project."""
     sampler: Sampler = field(default_factory=SamplerApart)
+    poll_seconds: Callable[[], float] = lambda: CLUSTER_POLL_SECONDS
+    """Time between two questions to a Git server far away that nobody sends webhooks for."""
 
     @property
     def mirrors(self) -> Path:
@@ -217,7 +219,7 @@ def wire_in_cluster(
             key,
             signers_of=signatures.signers_of,
             read_signature=signatures.read,
-            poll_seconds=CLUSTER_POLL_SECONDS * (1 - JITTER),
+            poll_seconds=shared.poll_seconds() * (1 - JITTER),
             access=project.git_access,
         )
         closing.callback(repository.close)

@@ -128,8 +128,10 @@ def read(
             trees = {folder: _tree(repository, revision.commit, folder, folders) for folder in source_folders(item)}
             known = memory.axons.get(path)
             if known is None or known[0].document is not item or known[0].trees != trees:
-                found_warnings: tuple[Fault, ...] = ()
-                if loaded is not None:
+                if known is not None and known[0].document is item and _are_there(known[0].trees) == _are_there(trees):
+                    found_warnings = known[1]
+                else:
+                    loaded = loaded or documents.load(repository.read(revision.commit, path), path)
                     found_warnings = lint(item, has_folder=lambda folder: bool(folders.get(folder)), loaded=loaded)
                 digest = axon_digest(defaulted(item), trees)
                 refused = {folder: why for folder in trees if (why := clean.refusals(folder))}
@@ -146,6 +148,8 @@ def read(
             release_files[key] = (path, b"")
         elif isinstance(item, Version):
             versions[item.metadata.name] = item
+    # Where a document's lines are is asked once, and takes more memory than all that it says.
+    memory.documents = {key: (item, problems, None) for key, (item, problems, _) in memory.documents.items()}
     texts = repository.read_many(revision.commit, [path for path, _ in release_files.values()])
     return DesiredState(
         revision=revision,
@@ -189,6 +193,11 @@ class _Folders:
 
 def _is_document(item: TreeFile) -> bool:
     return item.path.endswith((".yaml", ".yml")) and not item.submodule and (_is_ours(item.path) or not item.symlink)
+
+
+def _are_there(trees: Mapping[str, str]) -> Mapping[str, bool]:
+    """Which folders there are: of what is in them, lint knows nothing."""
+    return {folder: bool(tree) for folder, tree in trees.items()}
 
 
 def _tree(repository: Repository, commit: str, folder: str, known: dict[str, str]) -> str:

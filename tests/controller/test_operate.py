@@ -363,6 +363,13 @@ def test_whatever_changes_who_is_refused_is_who_the_rule_refuses(
             assert ((rival.reason, rival.message.split()[1]) if rival else None) == wanted.get(key)
 
 
+@pytest.mark.parametrize(("number", "seconds"), [(0, 5.0), (125, 5.0), (1000, 40.0)])
+def test_the_more_projects_the_less_often_each_server_is_asked(world: World, number: int, seconds: float) -> None:
+    for count in range(number):
+        world.fleet.seen.put("Project", body("one", f"n-{count}"))
+    assert world.fleet.poll_seconds() == seconds
+
+
 # What is listed anew.
 
 

@@ -191,6 +191,10 @@ class World:
         """
         self._faults.setdefault(call, []).append(_Fault(error=error, times=times, after=after, skip=skip))
 
+    def answer_again(self) -> None:
+        """Let no call fail any more."""
+        self._faults.clear()
+
     def meanwhile(self, call: str, deed: Callable[[], object]) -> None:
         """Let somebody do something just before the next call of that name takes effect."""
         self._meanwhile.setdefault(call, []).append(deed)

@@ -21,8 +21,8 @@ def test_an_event_is_kept_until_its_record_is_pushed() -> None:
     ports.ledger.record([event_statement(event)])
     desired: Any = cast(Any, None)  # nothing is to be committed, so nobody looks at it
     world.fail("repository.push", SilentError("git: no answer"))
-    [outcome] = publish.push(desired, [], ports, now=world.outside.now)
+    [outcome] = publish.push(desired, [], ports, now=world.outside.now, look=lambda: desired)
     assert outcome.subject == "ledger"
     assert {item.id for item in ports.inbox.received()} == {event.id, other.id}
-    assert publish.push(desired, [], ports, now=world.outside.now) == []
+    assert publish.push(desired, [], ports, now=world.outside.now, look=lambda: desired) == []
     assert {item.id for item in ports.inbox.received()} == {other.id}
