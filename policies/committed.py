@@ -22,11 +22,11 @@ class Committed:
     rollbacks: frozenset[tuple[str, str]] = frozenset()
     """(event id of the alert, the release's file)."""
 
-    def with_more(self, commits: Iterable[CommitFacts], controller: TrustedKey | None) -> Committed:
-        """The same and what these commits did."""
+    def with_more(self, commits: Iterable[CommitFacts], own: Sequence[TrustedKey]) -> Committed:
+        """The same and what those of these commits did that the controller signed with one of its own keys."""
         versions, rollbacks = set(self.versions), set(self.rollbacks)
         for facts in commits:
-            if not is_own(facts, controller):
+            if not is_own(facts, own):
                 continue
             files = [path.split("/") for path in facts.changed_paths]
             versions |= {parts[-1].removesuffix(".yaml") for parts in files if parts[0] == "versions"}

@@ -175,7 +175,7 @@ class _Fold:
             return
         signer, fault = _judge_one(self.pin, facts, before)
         unvouched = [parent for parent in facts.parents if parent in self.passed]
-        vouches = signer is not None and not signer.paths and not is_own(facts, self.pin.controller)
+        vouches = signer is not None and not signer.paths and not is_own(facts, self.pin.own)
         if not fault and unvouched and not vouches:
             fault = f"follows {unvouched[0][:6]}…, which nobody vouched for; only a signer who may change everything does"
         if fault and self.pin.ancestors:
@@ -231,7 +231,7 @@ class _Fold:
         """Why this commit brings in what a revoked key signed; empty when it does not."""
         signature = facts.signature
         if signature is not None and signature.valid:
-            known = [key.key for standing in before for key in standing.signers if is_by(signature, key)]
+            known = [key.key for standing in before for key in (*standing.signers, *self.pin.own) if is_by(signature, key)]
             keys = sorted({_two_words(text) for text in (signature.key, *known)})
             for revocation in (standing.revoked[key] for standing in before for key in keys if key in standing.revoked):
                 return f"signed by {revocation.name}, whose key was revoked{_where(revocation)}: {revocation.reason}"
@@ -278,8 +278,8 @@ def _judge_one(pin: Pin, facts: CommitFacts, before: Sequence[Standing]) -> tupl
         return None, ""
     if fault := _fault_of(signature, facts.at, thing="commit"):
         return None, fault
-    if pin.controller is not None and is_own(facts, pin.controller):
-        return pin.controller, _out_of_bounds(pin.write_back_paths, facts, "the controller's key")
+    if own := next((key for key in pin.own if is_by(signature, key)), None):
+        return own, _out_of_bounds(pin.write_back_paths, facts, "the controller's key")
     signer: TrustedKey | None = None
     for standing in before:
         found = [key for key in standing.signers if is_by(signature, key)]

@@ -71,9 +71,9 @@ def message(subject: str, body: str, trailers: Mapping[str, Sequence[str]]) -> s
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def is_own(facts: CommitFacts, controller: TrustedKey | None) -> bool:
-    """Whether the controller made this commit, which only its signature can say."""
-    return controller is not None and facts.signature is not None and is_by(facts.signature, controller)
+def is_own(facts: CommitFacts, own: Iterable[TrustedKey]) -> bool:
+    """Whether the controller made this commit, which only a signature by one of its own keys can say."""
+    return facts.signature is not None and any(is_by(facts.signature, key) for key in own)
 
 
 def is_by(signature: Signature, key: TrustedKey) -> bool:

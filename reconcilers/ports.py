@@ -428,6 +428,8 @@ class Ports:
     metrics: Metrics
     inbox: Inbox
     keys: Keys
+    own: tuple[TrustedKey, ...]
+    """Keys whose commits are the controller's own."""
     documents: Documents
     clock: Clock
     forges: Forges

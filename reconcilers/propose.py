@@ -16,7 +16,6 @@ from policies.terms.observed import Recorded
 from policies.terms.outcome import Change, Outcome, Result
 from policies.terms.plan import EndProposal, SetStatus
 from policies.terms.proposal import Approval, Asking, Proposal, PullRequest, StatusState
-from policies.terms.revision import TrustedKey
 from policies.terms.run import TaskRun
 from policies.writeback import check_changes, is_own, message
 from reconcilers.ports import Forge, Ports
@@ -223,9 +222,8 @@ def _declined(asked: _Asked, text: str) -> Result:
 
 def _is_ours(asked: _Asked, tip: str) -> bool:
     """Whether a tip that the ledger does not know is one that we made and did not get to write down."""
-    own = TrustedKey(name="", key=asked.ports.keys.public())
     facts = asked.ports.repository.facts(since=asked.asking.base, until=tip)
-    return bool(facts) and is_own(facts[-1], own)
+    return bool(facts) and is_own(facts[-1], asked.ports.own)
 
 
 def _waits(subject: str, reason: str, text: str, *, look_again: bool = False, is_patient: bool = False) -> Outcome:

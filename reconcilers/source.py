@@ -68,7 +68,7 @@ def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredStat
     if not trust.head:
         raise TrustError(trust.fault or f"{branch}@sha1:{tip}: nothing on this branch is trusted")
     memory.trust = trust
-    memory.committed = memory.committed.with_more(below(commits, trust.head), pin.controller)
+    memory.committed = memory.committed.with_more(below(commits, trust.head), pin.own)
     commit = trust.head
     revision = Revision(branch=branch, commit=commit, at=ports.clock.now(), signer=trust.signer_of.get(commit, ""))
     desired = read(

@@ -61,7 +61,7 @@ class SshKey:
             RefusedError: Something is there already, or the folder cannot be written.
         """
         private = ed25519.Ed25519PrivateKey.generate()
-        _keep(path, private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, _bare()))
+        keep_private(path, private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, _bare()))
         return cls(private)
 
     @classmethod
@@ -72,7 +72,7 @@ class SshKey:
             RefusedError: The file cannot be read, or others may read it.
             TrustError: It is no such key.
         """
-        return cls.parse(_read(path), str(path))
+        return cls.parse(read_private(path), str(path))
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> SshKey:
@@ -107,6 +107,10 @@ class SshKey:
     def is_signed(self, data: bytes, signature: str, public: str) -> bool:
         """Whether `signature` over `data` was made by the holder of `public`, an ed25519 key."""
         return is_signed(data, signature, public)
+
+    def sign_commit(self, data: bytes) -> str:
+        """An armored signature over a commit, as Git stores one."""
+        return self.sign_ssh(data)
 
     def sign_ssh(self, data: bytes, *, namespace: str = "git") -> str:
         """An armored SSH signature over `data`, as `ssh-keygen -Y sign` makes it.
@@ -214,7 +218,7 @@ class ImageKey:
             RefusedError: Something is there already, or the folder cannot be written.
         """
         private = ec.generate_private_key(ec.SECP256R1())
-        _keep(path, private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, _bare()))
+        keep_private(path, private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, _bare()))
         return cls(private)
 
     @classmethod
@@ -225,7 +229,7 @@ class ImageKey:
             RefusedError: The file cannot be read, or others may read it.
             TrustError: It is no such key.
         """
-        return cls.parse(_read(path), str(path))
+        return cls.parse(read_private(path), str(path))
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> ImageKey:
@@ -368,7 +372,12 @@ def _bare() -> serialization.KeySerializationEncryption:
     return serialization.NoEncryption()
 
 
-def _read(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """The bytes of a secret.
+
+    Raises:
+        RefusedError: They cannot be read, or others may read them.
+    """
     try:
         if path.stat().st_mode & 0o077:
             raise RefusedError(f"{path}: expected a key that only its owner may read; run `chmod 600` on it", reason="OpenKey")
@@ -377,7 +386,7 @@ def _read(path: Path) -> bytes:
         raise RefusedError(f"{path}: expected a private key, got {error.strerror or error}", reason="NoKey") from error
 
 
-def _keep(path: Path, content: bytes) -> None:
+def keep_private(path: Path, content: bytes) -> None:
     """Write a secret: private from its first byte, whole or not at all, never over another."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ from controller.adapters.ledger import BRANCH, read_branch
 from controller.adapters.oci.layout import Layout
 from controller.answers import in_cluster, proof
 from controller.answers.signed import PROJECT_FILE, Judged, judge_each, name_among
-from controller.keyring import public_keys
+from controller.keyring import public_certificate, public_keys
 from controller.project import Place
-from controller.trustfile import pin_of, read_trust, signature_reader, signers_of
+from controller.trustfile import pin_of, read_trust, signature_reader, signers_of, with_certificate
 from policies.errors import DesiredStateError, OutsideError
 from policies.records import fold
 from policies.terms.desired import DesiredState
@@ -88,8 +88,7 @@ class Opened:
     def name_of(self, facts: CommitFacts) -> str:
         """Who signed a commit, by the names that the pin and the tip know."""
         listed = signers_of(self.repository.read_many(self.tip, [PROJECT_FILE]).get(PROJECT_FILE, b""))
-        controller = (self.pin.controller,) if self.pin.controller else ()
-        return name_among(facts, (*self.pin.signers, *controller, *listed))
+        return name_among(facts, (*self.pin.signers, *self.pin.own, *listed))
 
     def recorded(self, keys: Collection[str]) -> Recorded:
         """What the ledger says under some keys, `event/…`, `run/…` or `task/…`."""
@@ -122,7 +121,7 @@ def opened(place: Place) -> Iterator[Opened]:
     Where its origin does not answer, the clone's own memory of the origin is read: then the answer is as old as the
     last fetch.
     """
-    trust = read_trust(place.trust)
+    trust = with_certificate(read_trust(place.trust), public_certificate(place.state))
     own, images = public_keys(place.state)
     with TemporaryDirectory(prefix="myelin-") as folder:
         mirror, away = Path(folder) / "git", ""

@@ -47,7 +47,7 @@ def judge_each(pin: Pin, line: Iterable[CommitFacts], *, pinned: Collection[str]
         branch: For messages.
     """
     signers = pin.signers
-    known = dict.fromkeys((*pin.signers, *((pin.controller,) if pin.controller else ())))
+    known = dict.fromkeys((*pin.signers, *pin.own))
     for facts in line:
         by = name_among(facts, known)
         known |= dict.fromkeys(facts.signers or ())

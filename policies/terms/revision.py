@@ -106,9 +106,16 @@ class Pin:
     signers: tuple[TrustedKey, ...]
     controller: TrustedKey | None
     """The controller's own key; it has power over the write-back paths only."""
+    controller_openpgp: TrustedKey | None = None
+    """The OpenPGP certificate that its commits may be signed under as well, with the same power."""
     since: str = ""
     """Commit that is trusted without looking further back; empty: from the root."""
     ancestors: bool = True
     """Whether every commit since then must be signed; else a trusted tip vouches for what lies below it."""
     unsafe_unsigned: bool = False
     write_back_paths: tuple[str, ...] = ("versions/", "releases/")
+
+    @property
+    def own(self) -> tuple[TrustedKey, ...]:
+        """All that the controller's commits may be signed by; both count, so that who changes from one keeps the history."""
+        return tuple(key for key in (self.controller, self.controller_openpgp) if key is not None)

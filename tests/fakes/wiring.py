@@ -66,6 +66,7 @@ def open_ports(world: World, *, ledger: MakeLedger = FakeLedger) -> Ports:
         metrics=gate(world, "metrics", FakeMetrics(world)),
         inbox=gate(world, "inbox", FakeInbox(world)),
         keys=gate(world, "keys", CONTROLLER),
+        own=(TrustedKey(name="myelin", key=CONTROLLER.public()),),
         documents=gate(world, "documents", Documents()),
         clock=gate(world, "clock", clock),
         forges=FakeForges(world),

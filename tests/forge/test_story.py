@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,31 @@ def test_push_hook_request_approval_merge_deployment(team: Team) -> None:
     team.until(lambda: statuses(team, training, "myelin/echo/on-push") == ["pending", "success"])
     assert not [item for item in team.status()["outcomes"] if item["state"] == "stalled"]
     assert [row["what"] for row in team.myelin("history", "echo")] == ["promotion"]
+    assert team.myelin("verify")["ok"]
+    restored_elsewhere(team, version)
+
+
+def restored_elsewhere(team: Team, version: str) -> None:
+    """Another server, another machine: only keys and images come along. The same version serves, and nothing is trained."""
+    team.stop()
+    moved, state = team.folder / "moved.git", team.folder / "other-state"
+    team.git("clone", "--quiet", "--mirror", team.served.url, str(moved), at=team.folder)
+    for part in ("keys", "store"):
+        shutil.copytree(team.state / part, state / part)
+    before = team.served.git(moved, "rev-parse", "main")
+    command = [sys.executable, "-m", "controller", "run", "--until-idle", "--repo", str(moved), "--state", str(state)]
+    environment = {**os.environ, "MYELIN_FORGE_TOKEN": "none-here", "MYELIN_FORGE_URL": team.gitea.url}
+    try:
+        subprocess.run(
+            [*command, "--trust", str(team.folder / "trust.yaml")], check=True, capture_output=True, timeout=120, env=environment
+        )
+        servers = json.loads((state / "status.json").read_bytes())["servers"]
+        assert {item["labels"].get("version") for item in servers if item["phase"] == "ready"} == {version, None}
+        jobs = state / "engine" / "jobs"
+        assert not jobs.exists() or not any(jobs.iterdir())
+        assert team.served.git(moved, "rev-parse", "main") == before
+    finally:
+        stop_servers(state, jobs=True)
 
 
 def test_a_protected_branch_that_refuses_us_is_said_clearly_and_the_other_way_is_offered(team: Team) -> None:

@@ -209,11 +209,11 @@ def commit(signature: Signature | None, text: str) -> CommitFacts:
 @given(signatures, st.text(max_size=8), st.sampled_from(["Myelin", "Myelin-Run: x", "releases"]))
 def test_whose_a_commit_is_only_its_signature_says(signature: Signature | None, text: str, other: str) -> None:
     by_us = signature is not None and signature.valid and signature.key.startswith(CONTROLLER.key)
-    assert is_own(commit(signature, text), CONTROLLER) == is_own(commit(signature, other), CONTROLLER) == by_us
-    assert not is_own(commit(signature, text), None)
+    assert is_own(commit(signature, text), [CONTROLLER]) == is_own(commit(signature, other), [CONTROLLER]) == by_us
+    assert not is_own(commit(signature, text), [])
 
 
 @given(keys, st.sampled_from(["", " ", "ssh-ed25519"]))
 def test_an_empty_key_owns_nothing(key: str, controller: str) -> None:
     facts = commit(Signature(key=key, fingerprint="", valid=True), "x")
-    assert not is_own(facts, TrustedKey(name="nobody", key=controller)) or key == controller == "ssh-ed25519"
+    assert not is_own(facts, [TrustedKey(name="nobody", key=controller)]) or key == controller == "ssh-ed25519"

@@ -5,14 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
+from typing import Protocol
 
-from controller.adapters.keys import SshKey
 from controller.adapters.signatures import instant_of
 from policies.terms.revision import CommitFacts, Signature, TrustedKey
 
 
-def commit_text(*, tree: str, parent: str, who: str, at: datetime, message: str, key: SshKey | None) -> bytes:
-    """A commit as Git stores it, signed without ssh-keygen.
+class CommitKey(Protocol):
+    """What signs commits."""
+
+    def sign_commit(self, data: bytes) -> str:
+        """An armored signature over a commit that has none yet.
+
+        Raises:
+            RefusedError: The key may not sign any more.
+        """
+        ...
+
+
+def commit_text(*, tree: str, parent: str, who: str, at: datetime, message: str, key: CommitKey | None) -> bytes:
+    """A commit as Git stores it, signed without ssh-keygen or gpg.
 
     Args:
         tree: Git tree id.
@@ -27,7 +39,7 @@ def commit_text(*, tree: str, parent: str, who: str, at: datetime, message: str,
     text = message if message.endswith("\n") else message + "\n"
     signature = ""
     if key is not None:
-        armored = key.sign_ssh(f"{head}\n{text}".encode()).strip("\n")
+        armored = key.sign_commit(f"{head}\n{text}".encode()).strip("\n")
         signature = "gpgsig " + armored.replace("\n", "\n ") + "\n"
     return f"{head}{signature}\n{text}".encode()
 

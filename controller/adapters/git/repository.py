@@ -1,6 +1,6 @@
 """One repository through its bare mirror: fetched, read at pinned commits, written by compare-and-swap. No work tree.
 
-Commits are signed here by the key that is given, without ssh-keygen.
+Commits are signed here by the key that is given, without ssh-keygen or gpg.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 
 from controller.adapters.git import packing
 from controller.adapters.git.access import GitAccess, scan
-from controller.adapters.git.commits import commit_text, facts_of
+from controller.adapters.git.commits import CommitKey, commit_text, facts_of
 from controller.adapters.git.mirror import FETCH, Mirror, read_ref
 from controller.adapters.git.past import Past
 from controller.adapters.git.program import GitFailed
+from controller.adapters.git.reach import TRUSTED_SECONDS, is_direct, says_nothing
 from controller.adapters.git.refusals import outside, pushed
 from controller.adapters.git.trees import changed_tree, write_object
 from controller.adapters.git.urls import local_path, shown
-from controller.adapters.keys import SshKey, read_signature
+from controller.adapters.keys import read_signature
 from policies.errors import ConflictError, DesiredStateError, OutsideError, RefusedError, SilentError
 from policies.retries import pause_seconds
 from policies.terms.revision import CommitFacts, Signature, TrustedKey
@@ -55,7 +56,7 @@ class GitRepository(Mirror):
         self,
         url: str,
         mirror: Path,
-        key: SshKey | None,
+        key: CommitKey | None,
         *,
         author: str = "Myelin",
         email: str = "myelin@localhost",
@@ -73,6 +74,7 @@ class GitRepository(Mirror):
         self._again_at: dict[str, float] = {}
         self._silent: dict[str, tuple[int, SilentError]] = {}
         self._asked_at: dict[str, float] = {}
+        self._answered_at, self._is_direct = float("-inf"), None if local_path(url) is None else False
         self._seen: dict[str, tuple[float, str]] = {}
         """Branch -> until when its tip, as the server told it beside another's, counts."""
 
@@ -126,17 +128,32 @@ class GitRepository(Mirror):
 
     def _bring(self, branch: str, *others: str) -> dict[str, str]:
         """Ask for branches by name, and fetch what is new of them; the tip of one that has no commit is empty."""
+        self._knock(f"fetch of {branch} from {shown(self.url)}", branch)
         names = (branch, *others)
         refspecs = [f"+{self._heads}/{name}:refs/heads/{name}" for name in names]
         try:
             with self._writing():
                 self._git.run(*FETCH, self.url, *refspecs, env=self._login.environment)
+                self._answered_at = time.monotonic()
                 return {name: self._mirrored(name) for name in names}
         except GitFailed as error:
             if "couldn't find remote ref" in str(error):
                 return self._bring(branch) if others else {branch: ""}
             what = f"fetch of {branch} from {shown(self.url)}"
             raise self._unanswered(branch, outside(what, str(error), scan=scan(self.url))) from error
+
+    def _knock(self, what: str, branch: str) -> None:
+        """See that the server takes connections, where it was not heard of lately: Git would wait for it for minutes."""
+        if self._is_direct is None:
+            self._is_direct = is_direct(self.url, proxy=self._proxy())
+        if self._is_direct and time.monotonic() - self._answered_at > TRUSTED_SECONDS and says_nothing(self.url):
+            raise self._unanswered(branch, SilentError(f"{what}: the host takes no connection"))
+
+    def _proxy(self) -> str:
+        try:
+            return self._git.run("config", "--get-urlmatch", "http.proxy", self.url).strip()
+        except GitFailed:
+            return ""  # it is not set
 
     def _mirrored(self, branch: str) -> str:
         return read_ref(self._mirror, f"refs/heads/{branch}") or self._run("rev-parse", f"refs/heads/{branch}").strip()
@@ -210,6 +227,9 @@ class GitRepository(Mirror):
 
     def _send(self, branch: str, commit: str, *, expected: str) -> None:
         """Make `commit` the tip of a branch that still has the tip `expected`; an empty commit deletes it."""
+        if branch in self._silent and time.monotonic() < self._again_at.get(branch, 0.0):
+            raise self._silent[branch][1]
+        self._knock(f"push to {branch} of {shown(self.url)}", branch)
         ref = f"refs/heads/{branch}"
         lease = f"--force-with-lease={ref}:{expected}"
         try:
