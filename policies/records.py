@@ -13,7 +13,7 @@ from typing import Any
 
 from policies.canonical import digest_value, short_name
 from policies.terms.event import Event
-from policies.terms.observed import Recorded
+from policies.terms.observed import NOTHING, Recorded
 from policies.terms.proposal import Proposal
 from policies.terms.record import Entry, Statement
 from policies.terms.run import Run, TaskRun
@@ -41,7 +41,7 @@ def fold(entries: Iterable[Entry], *, onto: Recorded | None = None) -> Recorded:
         building, last = building or _Building(before), entry
         axon = entry.statement.axon
         if axon not in parts:
-            parts[axon] = _Building(before.of(axon))
+            parts[axon] = _Building(before.slices.get(axon, NOTHING) if before.slices is not None else before.of(axon))
         try:
             building.take(entry)
             parts[axon].take(entry)
