@@ -89,6 +89,18 @@ def test_a_no_is_a_refusal_in_the_forges_words(server: Recorded, asker: Asker, c
     assert asker.paused == []
 
 
+def test_what_was_refused_is_not_asked_at_every_pass(server: Recorded) -> None:
+    now = [1000.0]
+    rest = Rest(server.url, Secret(TOKEN), refused_seconds=10.0, monotonic=lambda: now[0])
+    with closing(rest):
+        server.expect(Exchange(ask="GET /thing", status=403, answer={"message": "Not you"}), Exchange(ask="GET /thing", answer={}))
+        for _ in range(5):
+            with pytest.raises(RefusedError, match="Not you"):
+                rest.ask(GET)
+        now[0] += 11
+        assert rest.ask(GET).status == 200
+
+
 def test_who_stumbles_once_is_asked_again(server: Recorded, asker: Asker) -> None:
     server.expect(
         Exchange(ask="GET /thing", status=502),

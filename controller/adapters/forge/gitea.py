@@ -48,7 +48,9 @@ class GiteaForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(Rest(f"{root}/api/v1", token, ca=ca), poll_seconds=poll_seconds, monotonic=monotonic)
+        super().__init__(
+            Rest(f"{root}/api/v1", token, ca=ca, refused_seconds=poll_seconds), poll_seconds=poll_seconds, monotonic=monotonic
+        )
         self._repo = f"/repos/{quote(repository)}"
         self._numbers: dict[str, int] = {}
         """Head branch -> the newest pull request from it."""

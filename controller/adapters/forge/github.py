@@ -52,7 +52,11 @@ class GitHubForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(Rest(api_of(root), token, headers=HEADERS, ca=ca), poll_seconds=poll_seconds, monotonic=monotonic)
+        super().__init__(
+            Rest(api_of(root), token, headers=HEADERS, ca=ca, refused_seconds=poll_seconds),
+            poll_seconds=poll_seconds,
+            monotonic=monotonic,
+        )
         self._repository, self._repo = repository, f"/repos/{quote(repository)}"
         self._owner = repository.partition("/")[0]
         self._kept: dict[str, tuple[str, PullRequest | None]] = {}

@@ -45,7 +45,9 @@ class GitLabForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(Rest(f"{root}/api/v4", token, ca=ca), poll_seconds=poll_seconds, monotonic=monotonic)
+        super().__init__(
+            Rest(f"{root}/api/v4", token, ca=ca, refused_seconds=poll_seconds), poll_seconds=poll_seconds, monotonic=monotonic
+        )
         self._project = f"/projects/{quote(repository, safe='')}"
 
     def newest(self, head: str) -> PullRequest | None:

@@ -40,6 +40,7 @@ PAGE_ITEMS = 50
 """What Gitea gives at most unless it is set up otherwise; the others give up to 100."""
 MOST_PAGES = 2000
 MOST_REDIRECTS = 3
+MOST_REFUSALS = 1000
 PASSING = (429, 500, 502, 503, 504)
 REDIRECTS = (301, 302, 307, 308)
 
@@ -85,6 +86,7 @@ class Rest:
         headers: What every request says besides.
         ca: Certificates in PEM that may vouch for the forge, besides the system's (and those of `SSL_CERT_FILE`).
         tries: How often a question is asked that gets no answer.
+        refused_seconds: For how long what was refused is not asked again.
         sleep: Waits; for tests.
         monotonic: Seconds; for tests.
     Raises:
@@ -100,6 +102,7 @@ class Rest:
         headers: Mapping[str, str] | None = None,
         ca: str = "",
         tries: int = TRIES,
+        refused_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -116,6 +119,8 @@ class Rest:
         self._tries, self._sleep, self._monotonic = tries, sleep, monotonic
         self._guard = threading.Lock()
         self._failures, self._again_at, self._silence = 0, 0.0, ""
+        self._refused_seconds = refused_seconds
+        self._refusals: dict[tuple[str, str], tuple[float, str]] = {}
         fields = {"User-Agent": "myelin", "Accept": "application/json", **(headers or {})}
         if self._token:
             fields["Authorization"] = f"Bearer {self._token.reveal()}"
@@ -146,6 +151,7 @@ class Rest:
             SilentError: It does not answer, or wants to be left alone.
         """
         self._respect_silence(call)
+        self._respect_refusal(call)
         failures = 0
         while True:
             answer, got, is_repeatable = self._try(call)
@@ -157,7 +163,9 @@ class Rest:
                 asked = min(self._asked_pause(answer), LONGEST_SILENCE_SECONDS)
                 if not asked and answer.status not in PASSING:
                     self._heard()
-                    raise self._refusal(call, answer)
+                    error = self._refusal(call, answer)
+                    self._remember(call, error)
+                    raise error
                 got = f"status {answer.status}" + (" and the wish to be left alone" if asked else "")
                 is_repeatable = call.method != "POST" or answer.status == 429 or asked > 0
             failures += 1
@@ -279,6 +287,21 @@ class Rest:
             left, words = self._again_at - self._monotonic(), self._silence
         if left > 0:
             raise SilentError(f"forge {self.host}: {call.what}: not asked for {left:.0f} s more: {words}", reason="ForgeSilent")
+
+    def _respect_refusal(self, call: Call) -> None:
+        """Who was refused a moment ago is refused again without asking: passes follow each other five times a second."""
+        with self._guard:
+            known = self._refusals.get((call.method, call.path))
+        if known is not None and self._monotonic() < known[0]:
+            raise RefusedError(known[1], reason="ForgeRefused")
+
+    def _remember(self, call: Call, error: RefusedError) -> None:
+        if self._refused_seconds <= 0:
+            return
+        with self._guard:
+            if len(self._refusals) >= MOST_REFUSALS:
+                self._refusals.clear()
+            self._refusals[call.method, call.path] = (self._monotonic() + self._refused_seconds, error.message)
 
     def _heard(self) -> None:
         with self._guard:
