@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import hooks, ledger, projects
+from benchmarks import hooks, large, ledger, projects, writers
 from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
@@ -78,6 +78,8 @@ def measure(folder: Path) -> Iterator[bool]:
     yield from hooks.measure(folder, line, manifest=AXON, push=push, settle=settle)
     yield from ledger.measure(folder / "ledger", line)
     yield from projects.measure(folder / "projects")
+    yield from large.measure(folder, line)
+    yield from writers.measure(folder / "writers", line)
 
 
 def push(place: project.Place, key: SshKey, files: dict[str, bytes | None]) -> None:

@@ -124,6 +124,7 @@ class Built:
 def measure(folder: Path, line: Line) -> Iterator[bool]:
     """Let them write, then look at what is on the server."""
     told = Told()
+    folder.mkdir(exist_ok=True)
     with git_server(folder) as server:
         bare = folder / "origin.git"
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", str(bare)], check=True)

@@ -345,7 +345,8 @@ def _check_trusted(clone: Clone, parent: str, commit: str, changes: Mapping[str,
         signers_of=reader.signers_of,
         read_signature=reader.read,
     )
-    if fault := judge_alone(replace(pin, controller=None, controller_openpgp=None), changed, named or pin.signers, branch=place.branch):
+    people = replace(pin, controller=None, controller_openpgp=None)
+    if fault := judge_alone(people, changed, named or pin.signers, branch=place.branch):
         raise TrustError(f"not pushed, because the controller would not act on it: {fault}")
 
 

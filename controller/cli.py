@@ -354,16 +354,25 @@ app.add_typer(keys_app, name="keys")
 
 
 @keys_app.command("new")
-def keys_new(folder: Path, output: Form = Output.text) -> None:
+def keys_new(
+    folder: Path,
+    openpgp: Annotated[
+        bool, typer.Option("--openpgp", help="Also `controller.asc`, which then signs commits; beside keys that are there.")
+    ] = False,
+    user_id: Annotated[
+        str, typer.Option("--user-id", help="Whom the OpenPGP key names, `Name <address>`.")
+    ] = "Myelin <myelin@localhost>",
+    output: Form = Output.text,
+) -> None:
     """Make `controller` and `image.pem` in a folder, for a Secret of the cluster."""
     from controller import keyring
 
-    show_keys(keyring.make(folder), output)
+    show_keys(keyring.make(folder, openpgp=user_id if openpgp else ""), output)
 
 
 @keys_app.command("show")
 def keys_show(folder: Path, output: Form = Output.text) -> None:
-    """The public keys of a folder: the first for `git log --show-signature`, the second for `cosign verify`."""
+    """The public keys of a folder: for `git log --show-signature`, for `cosign verify`, and for forges where there is OpenPGP."""
     from controller import keyring
 
     show_keys(keyring.shown(folder), output)
@@ -371,7 +380,8 @@ def keys_show(folder: Path, output: Form = Output.text) -> None:
 
 def show_keys(value: dict[str, str], form: Output) -> None:
     """Write public keys."""
-    show(value, form, f"{value['controller']} myelin\n{value['image'].rstrip()}")
+    lines = [f"{value['controller']} myelin", value["image"].rstrip(), value.get("openpgp", "")]
+    show(value, form, "\n".join(line for line in lines if line))
 
 
 cli_acts.register(app)

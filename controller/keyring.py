@@ -1,10 +1,17 @@
-"""The controller's keys of one project: they lie in `keys/` of its state folder, and are made when it first runs."""
+"""The controller's keys of one project: they lie in `keys/` of its state folder.
+
+Two are made when it first runs. One for OpenPGP is never made by itself: where it lies there, it signs the commits.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from controller.adapters.keys import ImageKey, SshKey
+from controller.adapters.signatures.openpgp import OpenpgpKey
+
+OPENPGP = "controller.asc"
+"""Name of the OpenPGP key's file, and of its key in a Secret."""
 
 
 def controller_key(state: Path) -> SshKey:
@@ -17,6 +24,23 @@ def image_key(state: Path) -> ImageKey:
     """The key that images are signed with, made on first use."""
     path = _folder(state) / "image.pem"
     return ImageKey.load(path) if path.exists() else ImageKey.generate(path)
+
+
+def openpgp_key(state: Path) -> OpenpgpKey | None:
+    """The OpenPGP key that signs commits in place of the controller's own; None where none was laid there.
+
+    Raises:
+        RefusedError: Others may read it, or it may not sign.
+        TrustError: It is no such key.
+    """
+    path = state / "keys" / OPENPGP
+    return OpenpgpKey.load(path).check() if path.exists() else None
+
+
+def public_certificate(state: Path) -> str:
+    """The certificate of the OpenPGP key that this state folder has; empty for none."""
+    path = state / "keys" / OPENPGP
+    return OpenpgpKey.load(path).certificate if path.exists() else ""
 
 
 def keep_public(state: Path, key: SshKey, signer: ImageKey) -> None:
@@ -44,25 +68,36 @@ def _folder(state: Path) -> Path:
     return folder
 
 
-def make(folder: Path) -> dict[str, str]:
-    """Make both keys in a folder and return the public ones.
+def make(folder: Path, *, openpgp: str = "") -> dict[str, str]:
+    """Make the keys in a folder and return the public ones.
+
+    Args:
+        folder: Where.
+        openpgp: `Name <address>` of an OpenPGP key for commits, which is laid beside the others if these are there
+            already; empty for none.
 
     Raises:
         RefusedError: One is there already, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    SshKey.generate(folder / "controller")
-    ImageKey.generate(folder / "image.pem")
+    if not openpgp or not all((folder / name).exists() for name in ("controller", "image.pem")):
+        SshKey.generate(folder / "controller")
+        ImageKey.generate(folder / "image.pem")
+    if openpgp:
+        OpenpgpKey.generate(folder / OPENPGP, openpgp)
     return shown(folder)
 
 
 def shown(folder: Path) -> dict[str, str]:
-    """The public keys of a folder.
+    """The public keys of a folder; the OpenPGP certificate where there is one.
 
     Raises:
         RefusedError: One is not there, or others may read it.
     """
-    return {
+    found = {
         "controller": SshKey.load(folder / "controller").public(),
         "image": ImageKey.load(folder / "image.pem").public_pem,
     }
+    if (folder / OPENPGP).exists():
+        found["openpgp"] = OpenpgpKey.load(folder / OPENPGP).certificate
+    return found

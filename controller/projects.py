@@ -14,6 +14,8 @@ from controller.adapters.cluster import SECRET, Cluster
 from controller.adapters.git.access import KEYS, SSH_AUTH, GitAccess, access_from
 from controller.adapters.keys import ImageKey, SshKey
 from controller.adapters.oci.access import Access, access_from_docker_config
+from controller.adapters.signatures.openpgp import OpenpgpKey
+from controller.keyring import OPENPGP
 from controller.trustfile import TrustFile
 from policies.errors import DesiredStateError, RefusedError
 from policies.terms.project import Project
@@ -47,6 +49,8 @@ class ProjectObject:
     """For base images on the same or another registry; never shown."""
     key: SshKey
     image_key: ImageKey
+    openpgp: OpenpgpKey | None = None
+    """Signs commits in place of `key`, where the Secret has one."""
     forge_token: Secret | None = None
     """What the forge that the object names is asked with; never shown."""
 
@@ -81,6 +85,7 @@ class ProjectObject:
         return TrustFile(
             signers=trust.signers,
             controller=self.key.public(),
+            controller_openpgp=self.openpgp.certificate if self.openpgp is not None else "",
             images=(self.image_key.public_pem,),
             since=trust.since,
             ancestors=trust.ancestors,
@@ -164,8 +169,15 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         docker_config=docker_config,
         key=SshKey.parse(keys.text("controller", MAKE_KEYS).encode(), f"{keys.origin}: controller"),
         image_key=ImageKey.parse(keys.text("image.pem", MAKE_KEYS).encode(), f"{keys.origin}: image.pem"),
+        openpgp=_openpgp_key(keys),
         forge_token=_forge_token(cluster, namespace, document),
     )
+
+
+def _openpgp_key(keys: _Secrets) -> OpenpgpKey | None:
+    """The OpenPGP key for commits; None where the Secret has none."""
+    text = keys.texts([OPENPGP]).get(OPENPGP)
+    return OpenpgpKey.parse(text.encode(), f"{keys.origin}: {OPENPGP}").check() if text else None
 
 
 def _forge_token(cluster: Cluster, namespace: str, document: Project) -> Secret | None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.signatures import SignatureReader
 from controller.adapters.signatures.gitsign import Gitsign
-from controller.adapters.signatures.openpgp import primary_fingerprint
+from controller.adapters.signatures.openpgp import is_same, primary_fingerprint
 from policies.errors import DesiredStateError, TrustError
 from policies.terms.document_types import Document
 from policies.terms.project import Project, Signer, Trust
@@ -26,6 +26,8 @@ class TrustFile(Document):
     signers: tuple[Signer, ...] = ()
     controller: str = ""
     """The controller's own public key, `ssh-ed25519 AAAA…`; it has power over the write-back paths only."""
+    controller_openpgp: str = ""
+    """The armored OpenPGP certificate that the controller's commits may be signed under as well, with the same power."""
     images: tuple[str, ...] = ()
     """Public keys of images, PEM."""
     since: str = ""
@@ -58,6 +60,24 @@ def read_trust(path: Path | None) -> TrustFile:
         raise DesiredStateError(f"trust file {path}: {_first_fault(error)}") from error
 
 
+def with_certificate(trust: TrustFile, own: str) -> TrustFile:
+    """What a trust file says, and the OpenPGP certificate of the controller's that this machine has.
+
+    Args:
+        trust: The file.
+        own: The certificate; empty when it has none.
+
+    Raises:
+        TrustError: The file pins another one.
+    """
+    if not own or is_same(trust.controller_openpgp, own):
+        return trust
+    if trust.controller_openpgp:
+        text = "`controllerOpenpgp` pins another certificate than this state folder's keys/controller.asc has"
+        raise TrustError(f"trust file: {text}; take that key, or pin what `myelin keys show` prints")
+    return trust.model_copy(update={"controller_openpgp": own})
+
+
 def pin_of(trust: TrustFile, own: str) -> Pin:
     """The pin that a trust file sets.
 
@@ -73,9 +93,11 @@ def pin_of(trust: TrustFile, own: str) -> Pin:
     key = trust.controller or own
     if trust.sigstore_root:
         Gitsign(trust.sigstore_root).check_root()
+    certificate = trust.controller_openpgp.strip()
     return Pin(
         signers=tuple(_trusted(signer) for signer in trust.signers),
         controller=TrustedKey(name=CONTROLLER, key=" ".join(key.split()[:2])) if key else None,
+        controller_openpgp=_certified(CONTROLLER, certificate, "controllerOpenpgp") if certificate else None,
         since=trust.since,
         ancestors=trust.ancestors,
         unsafe_unsigned=trust.unsafe_unsigned_commits,
@@ -89,6 +111,8 @@ def signature_reader(trust: TrustFile) -> SignatureReader:
         TrustError: As for `pin_of`.
     """
     signers = tuple(_trusted(signer) for signer in trust.signers)
+    if certificate := trust.controller_openpgp.strip():
+        signers += (_certified(CONTROLLER, certificate, "controllerOpenpgp"),)
     return SignatureReader(signers, list_of=signers_of, sigstore_root=trust.sigstore_root)
 
 
@@ -109,11 +133,8 @@ def _trusted(signer: Signer) -> TrustedKey:
     """
     kind, certificate = signer.kind, ""
     if signer.openpgp is not None:
-        certificate = signer.openpgp.strip()
-        try:
-            key = f"openpgp {primary_fingerprint(certificate)}"
-        except TrustError as error:
-            raise TrustError(f"signer {signer.name}: {error.message}", reason=error.reason) from error
+        known = _certified(signer.name, signer.openpgp.strip(), f"signer {signer.name}")
+        key, certificate = known.key, known.certificate
     elif signer.ssh is not None:
         key = " ".join(signer.ssh.split()[:2])
     else:
@@ -128,6 +149,19 @@ def _trusted(signer: Signer) -> TrustedKey:
         valid_until=signer.valid_until,
         revoked=signer.revoked,
     )
+
+
+def _certified(name: str, certificate: str, where: str) -> TrustedKey:
+    """Somebody with an OpenPGP certificate, that is written `where`, for messages.
+
+    Raises:
+        TrustError: It cannot be read.
+    """
+    try:
+        key = f"openpgp {primary_fingerprint(certificate)}"
+    except TrustError as error:
+        raise TrustError(f"{where}: {error.message}", reason=error.reason) from error
+    return TrustedKey(name=name, kind="openpgp", key=key, certificate=certificate)
 
 
 def _first_fault(error: ValidationError) -> str:

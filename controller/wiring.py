@@ -33,11 +33,11 @@ from controller.adapters.sampler_apart import SamplerApart
 from controller.adapters.spool import Spool
 from controller.forges import ProjectForges
 from controller.inbox import Desk
-from controller.keyring import controller_key, image_key, keep_public
+from controller.keyring import controller_key, image_key, keep_public, openpgp_key
 from controller.loop import Following
 from controller.projects import ProjectObject, source_access
 from controller.settings import JITTER, Settings
-from controller.trustfile import pin_of, read_trust, signature_reader
+from controller.trustfile import pin_of, read_trust, signature_reader, with_certificate
 from policies.hooks import hook_text
 from policies.jobs import Surroundings
 from policies.terms.desired import DesiredState
@@ -74,7 +74,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         OutsideError: The repository was never read and does not answer.
     """
     state, clock, trust = settings.state, SystemClock(), read_trust(settings.trust)
-    key, signer = controller_key(state), image_key(state)
+    key, signer, openpgp = controller_key(state), image_key(state), openpgp_key(state)
+    trust = with_certificate(trust, openpgp.certificate if openpgp is not None else "")
     pin, image_keys = pin_of(trust, key.public()), tuple(dict.fromkeys((signer.public_pem, *trust.images)))
     signatures = signature_reader(trust)
     access = access_from_folder(settings.git_access, settings.repository) if settings.git_access else None
@@ -82,7 +83,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         repository = GitRepository(
             settings.repository,
             state / "git",
-            key,
+            openpgp or key,
             signers_of=signatures.signers_of,
             read_signature=signatures.read,
             poll_seconds=settings.poll_seconds * (1 - JITTER),
@@ -131,6 +132,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             metrics=metrics,
             inbox=spool,
             keys=key,
+            own=pin.own,
             documents=YamlDocuments(),
             clock=clock,
             forges=forges,
@@ -211,12 +213,12 @@ def wire_in_cluster(
     ]
     token = hashlib.sha256(key.sign(f"inbox token of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[:40]
     hook = hook_text(hashlib.sha256(key.sign(f"inbox webhooks of {project.namespace}/{project.name}".encode()).encode()).digest())
-    signatures = signature_reader(project.trust)
+    pin, signatures = pin_of(project.trust, key.public()), signature_reader(project.trust)
     with ExitStack() as closing:
         repository = GitRepository(
             project.url,
             shared.mirror_of(project),
-            key,
+            project.openpgp or key,
             signers_of=signatures.signers_of,
             read_signature=signatures.read,
             poll_seconds=shared.poll_seconds() * (1 - JITTER),
@@ -306,6 +308,7 @@ def wire_in_cluster(
             metrics=metrics,
             inbox=spool,
             keys=key,
+            own=pin.own,
             documents=YamlDocuments(),
             clock=clock,
             forges=forges,
@@ -319,7 +322,7 @@ def wire_in_cluster(
             patience_seconds=CLUSTER_PATIENCE_SECONDS,
             places=spec.limits.max_concurrent_jobs or CLUSTER_PLACES,
         )
-        following = Following(branch=spec.branch, pin=pin_of(project.trust, key.public()), around=around, forge=forge)
+        following = Following(branch=spec.branch, pin=pin, around=around, forge=forge)
         yield Wired(
             following=following,
             ports=ports,

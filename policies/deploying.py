@@ -12,10 +12,9 @@ from typing import Any
 
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
-from policies.hygiene import bytes_of
 from policies.identity import image_identity, version_id
 from policies.jobs import Surroundings, environment, image_spec
-from policies.proposals import DECLINED, asking, declined, evidence_of_version, promotion_mode, proposal_of
+from policies.proposals import DECLINED, NOTHING_TO_ROLL_BACK, asking, declined, evidence_of_version, promotion_mode, proposal_of
 from policies.rollout import promote, roll_back, to_hundred
 from policies.selection import best_of
 from policies.serving import is_ready, model_servers, proxy_server
@@ -115,6 +114,7 @@ def _deploy(
     result: TaskRun,
 ) -> Iterator[AnyStep]:
     axon, run = context.axon.name, context.run
+    _check_readable(context.desired, axon, deployer.name)
     others = versions_of(context.desired, axon, deployer.name)
     release = context.desired.releases.get((axon, deployer.name))
     known = context.observed.recorded.proposals.get(context.id)
@@ -160,11 +160,13 @@ def _deploy(
         shadow_index=rule.shadow.destination_index if rule and rule.shadow else None,
         earlier=_eligible(release, others),
         is_by_hand=_is_by_hand(release, others),
+        is_shadow_by_hand=_is_shadow_by_hand(release, others),
     )
     if isinstance(wanted, Release):
         says = wanted if mode != "manual" else release
         traffic = {share.version: share.share for share in says.spec.traffic} if says is not None else {}
-        version = version.model_copy(update={"spec": version.spec.model_copy(update={"traffic": traffic})})
+        said = {"traffic": traffic, "shadow": says.spec.shadow if says is not None else ""}
+        version = version.model_copy(update={"spec": version.spec.model_copy(update=said)})
     result = replace(result, version=version.metadata.name, metrics=version.spec.metrics)
     if version.metadata.name in context.desired.versions:
         yield FinishTask(axon=axon, task=name, reason=f"{version.metadata.name} is on the branch", result=result)
@@ -207,11 +209,16 @@ def _deploy(
 
 
 def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
-    """What is due for a rollback task of a run."""
+    """What is due for a rollback task of a run.
+
+    Raises:
+        DesiredStateError: What the release says cannot be read.
+    """
     assert context.entry.rollback is not None
     name, axon = f"rollback:{context.entry.rollback.deployer}", context.axon.name
     result = context_result(context, name, "rollback", "")
     event = context.observed.recorded.events[context.run.events[-1]]
+    _check_readable(context.desired, axon, context.entry.rollback.deployer)
     current = context.desired.releases.get((axon, context.entry.rollback.deployer))
     held = next((hold for hold in (current.spec.holds if current else ()) if hold.alert == event.id), None)
     if held is not None:
@@ -221,13 +228,13 @@ def rollback_steps(context: TaskContext) -> Iterator[AnyStep]:
     file, text = _release_file(context.desired, axon, context.entry.rollback.deployer)
     if (event.id, file) in context.desired.committed.rollbacks:
         ended = replace(result, message=alert_text(event))
-        yield FinishTask(axon=axon, task=name, reason="it was rolled back on the branch, and somebody undid that", result=ended)
+        yield FinishTask(axon=axon, task=name, reason="it was rolled back on the branch already", result=ended)
         return
     decided = decide_rollback(context.desired, axon, context.entry.rollback.deployer, event)
     if isinstance(decided, Verdict):
         # A hold says that there is nothing to do, a deny that nothing can be done.
         state = "Succeeded" if decided.answer == "hold" else "Failed"
-        ended = replace_state(result, state, "NothingToRollBack", "; ".join(decided.reasons))
+        ended = replace_state(result, state, NOTHING_TO_ROLL_BACK, "; ".join(decided.reasons))
         yield FinishTask(axon=axon, task=name, reason="no version to take out", result=ended)
         return
     version, release = decided
@@ -340,7 +347,9 @@ def serving_steps(
     known = {axon for axon, _ in desired.releases} | set(desired.axons)
     for name in sorted(observed.servers):
         state = observed.servers[name]
-        if name not in needed and (state.labels.get("axon") in known or desired.is_trusted):
+        # What serves goes on serving while nobody can tell what the release says.
+        is_unclear = desired.unread_release(state.labels.get("axon", "")) is not None
+        if name not in needed and not is_unclear and (state.labels.get("axon") in known or desired.is_trusted):
             yield Retire(axon=state.labels.get("axon", ""), reason="nothing asks for it", server=name)
 
 
@@ -350,6 +359,18 @@ def versions_of(desired: DesiredState, axon: str, deployer: str) -> list[Version
         version for version in desired.versions.values() if version.metadata.axon == axon and version.spec.deployer == deployer
     ]
     return sorted(found, key=lambda version: (version.spec.created_at, version.metadata.name), reverse=True)
+
+
+def _check_readable(desired: DesiredState, axon: str, deployer: str) -> None:
+    """Nothing is written over a release that cannot be read: what a person meant by it is not known.
+
+    Raises:
+        DesiredStateError: There is such a file, and no other one is this deployer's release.
+    """
+    fault = desired.unread_release(axon)
+    if fault is not None and (axon, deployer) not in desired.releases:
+        text = f"{fault.file}: expected a release that can be read, to change it for {deployer}; mend it, or delete it"
+        raise DesiredStateError(text, reason="UnreadableRelease")
 
 
 def _kept(release: Release, versions: Sequence[Version], around: Surroundings) -> list[Version]:
@@ -439,6 +460,16 @@ def _is_by_hand(release: Release | None, others: Sequence[Version]) -> bool:
     return bool(left) and served not in (others[0].spec.traffic, to_hundred(left, list(left)))
 
 
+def _is_shadow_by_hand(release: Release | None, others: Sequence[Version]) -> bool:
+    """Whether a person chose who gets mirrored traffic: it is neither what the newest record says, nor gone because that one
+    got a share or a hold since then."""
+    if release is None or not others:
+        return False
+    spec, said = release.spec, others[0].spec.shadow
+    busy = {item.version for item in spec.traffic if item.share} | {hold.version for hold in spec.holds}
+    return spec.shadow != said and not (not spec.shadow and said in busy)
+
+
 def _parent(release: Release | None, others: Sequence[Version]) -> str:
     shares = sorted(release.spec.traffic, key=lambda share: -share.share) if release else []
     if shares:
@@ -473,9 +504,7 @@ def image_identities(desired: DesiredState, observed: Observed, around: Surround
             continue
         for _, build in image_builds(axon.document):
             try:
-                spec = image_spec(
-                    axon, build, run, around, recorded=observed.recorded, largest_bytes=bytes_of(rules.largest_file)
-                )
+                spec = image_spec(axon, build, run, around, recorded=observed.recorded, rules=rules)
             except DesiredStateError:
                 continue
             specs[image_identity(spec)] = spec

@@ -98,8 +98,11 @@ def _traffic(before: Release | None, after: Release) -> str:
         if old.get(name) or new.get(name)
     ]
     lines = [_table(["Traffic", "now", "after"], rows)]
-    if after.spec.shadow and after.spec.shadow != (before.spec.shadow if before else ""):
+    shadow = before.spec.shadow if before else ""
+    if after.spec.shadow and after.spec.shadow != shadow:
         lines.append(f"{after.spec.shadow} gets mirrored traffic.")
+    elif shadow and not after.spec.shadow:
+        lines.append(f"{shadow} gets no mirrored traffic any more.")
     return "\n\n".join(lines)
 
 

@@ -203,7 +203,9 @@ def reads_of(desired: DesiredState | None) -> Reads | None:
         return None
     folders = {folder for axon in desired.axons.values() for folder in axon.trees}
     tops = {path.strip("/") for path in desired.project.spec.paths if path.strip("./")}
-    return Reads(tops=tuple(sorted({"releases", "versions", *folders, *tops})))
+    # Where a folder lies in a submodule, what changes is the submodule, above it.
+    modules = {item.path for axon in desired.axons.values() for held in axon.submodules.values() for item in held}
+    return Reads(tops=tuple(sorted({"releases", "versions", *folders, *tops, *modules})))
 
 
 def _signatures(kind: str, headers: Mapping[str, str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ the order of the files does not matter. Nothing is read here: sizes, modes and l
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from posixpath import dirname, normpath
 from typing import Protocol
@@ -56,7 +56,7 @@ def bytes_of(quantity: str) -> int:
 
 
 def refusals(
-    folder: str, files: Sequence[Listed], targets: Mapping[str, str], *, largest_bytes: int, submodules: bool = False
+    folder: str, files: Sequence[Listed], targets: Mapping[str, str], *, largest_bytes: int, submodules: Collection[str] = ()
 ) -> tuple[Fault, ...]:
     """What keeps a folder from being read, sorted by path; nothing when it may be.
 
@@ -65,16 +65,15 @@ def refusals(
         files: All files below it.
         targets: Path -> where it leads to, for links; one that is not told is refused.
         largest_bytes: Files above it are refused.
-        submodules: Whether the project asks for submodules, which are not built into Myelin yet.
+        submodules: Paths of submodules that are read too; others are refused, and those that lie in one of them.
     """
     found = [*_clashes(files)]
     for item in files:
         if why := why_odd(item.path):
             found.append(_fault(item.path, "OddName", f"expected a plain name, got {why}"))
         elif item.submodule:
-            text = "expected files of this repository, got a submodule"
-            text += ": spec.source.submodules is not built into Myelin yet" if submodules else "; copy its files, or take it out"
-            found.append(_fault(item.path, "NotBuilt" if submodules else "Submodule", text))
+            if item.path not in submodules:
+                found.append(_submodule(item.path, submodules))
         elif item.symlink:
             target = targets.get(item.path)
             if target is None or not stays_inside(folder, item.path, target):
@@ -121,7 +120,12 @@ def stays_inside(folder: str, path: str, target: str) -> bool:
 def told(faults: Sequence[Fault]) -> str:
     """Refused files in one line: the first ones, and how many more there are."""
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return "; ".join(f"{fault.file}: {fault.message}" for fault in faults[:SHOWN]) + more
+    return "; ".join(_line(fault) for fault in faults[:SHOWN]) + more
+
+
+def _line(fault: Fault) -> str:
+    """A refused file by its name, a document with the place in it."""
+    return f"{fault.file}: {fault.message}" if fault.line <= 1 and not fault.path else str(fault)
 
 
 def _clashes(files: Iterable[Listed]) -> Iterable[Fault]:
@@ -137,6 +141,15 @@ def _clashes(files: Iterable[Listed]) -> Iterable[Fault]:
                 said.add(part)
                 yield _fault(part, "NamesClash", f"expected names that differ by more than case, got {_shown(first)} too")
                 break  # what lies below would only say it again
+
+
+def _submodule(path: str, read: Collection[str]) -> Fault:
+    outer = next((other for other in read if path.startswith(f"{other}/")), "")
+    if outer:
+        text = f"expected files, got a submodule inside of the submodule {outer}, which is not followed; copy its files"
+        return _fault(path, "NestedSubmodule", text)
+    text = "expected files of this repository, got a submodule; set spec.source.submodules, or copy its files"
+    return _fault(path, "Submodule", text)
 
 
 def _fault(path: str, reason: str, message: str) -> Fault:

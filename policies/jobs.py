@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from policies.canonical import digest_value, short_name
 from policies.errors import DesiredStateError
-from policies.hygiene import told
+from policies.hygiene import bytes_of, told
 from policies.identity import object_name
 from policies.sources import build_folder, elsewhere_of
 from policies.terms.axon import KINDS, Axon, EnvVar, ImageBuild, Sensor, Task
@@ -20,6 +20,7 @@ from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
+from policies.terms.project import Source
 from policies.terms.run import Run, TaskRun
 from policies.terms.source import Elsewhere, Resolved
 from policies.terms.task import ImageSpec, JobSpec, Kept
@@ -88,7 +89,7 @@ def upstream(run: Run, before: Sequence[TaskRun], recorded: Recorded) -> Upstrea
 
 
 def image_spec(
-    axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings, *, recorded: Recorded, largest_bytes: int = 100 << 20
+    axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings, *, recorded: Recorded, rules: Source
 ) -> ImageSpec:
     """The image that a task is built as.
 
@@ -98,7 +99,7 @@ def image_spec(
         run: What it is built for.
         around: Where jobs and servers run.
         recorded: Knows what other repositories came to.
-        largest_bytes: Files of the source above it are refused.
+        rules: What of a repository is read.
 
     Raises:
         DesiredStateError: Its source folder cannot be found, or may not be read, or was not looked for in its repository yet.
@@ -127,7 +128,9 @@ def image_spec(
         event_set=run.event_set,
         source=source,
         source_commit=found.commit if found is not None else "",
-        largest_bytes=largest_bytes,
+        largest_bytes=bytes_of(rules.largest_file),
+        submodules=axon.submodules.get(folder, ()) if source is None else (),
+        reads_submodules=rules.submodules,
     )
 
 

@@ -15,7 +15,7 @@ LARGEST_LFS_BYTES = 1024
 """Git LFS takes nothing larger for a pointer."""
 SHOWN = 3
 _LFS = re.compile(
-    rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-\d[^\n]*\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n?\Z"
+    rb"version https://git-lfs\.github\.com/spec/v1\n(ext-\d[^\n]*\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n?\Z"
 )
 _DIGESTS = {"md5": re.compile(r"[0-9a-f]{32}(\.dir)?"), "sha256": re.compile(r"[0-9a-f]{64}(\.dir)?")}
 
@@ -30,6 +30,8 @@ class Pointer:
     digest: str
     """Hexadecimal; of DVC's folders with `.dir` at the end."""
     size_bytes: int | None = None
+    is_extended: bool = False
+    """Whether a program of the user's makes the file out of the content that Git LFS has."""
     path: str = ""
     """Where DVC puts the content, beside the pointer; empty for Git LFS, which puts it in the pointer's own place."""
 
@@ -50,7 +52,9 @@ def pointer_of(text: bytes) -> Pointer | None:
     found = _LFS.match(text)
     if found is None:
         return None
-    return Pointer(kind="lfs", algorithm="sha256", digest=found[1].decode(), size_bytes=int(found[2]))
+    return Pointer(
+        kind="lfs", algorithm="sha256", digest=found[2].decode(), size_bytes=int(found[3]), is_extended=found[1] is not None
+    )
 
 
 def pointers_of_dvc(value: Any) -> tuple[Pointer, ...]:
@@ -85,4 +89,4 @@ def why_not_built_from(found: Sequence[tuple[str, Pointer]]) -> str:
         for path, pointer in found[:SHOWN]
     )
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"{named}{more}; Myelin does not fetch from Git LFS: keep what an image is built from in Git (`git lfs untrack`)"
+    return f"{named}{more}; nothing is fetched from Git LFS here: keep what an image is built from in Git (`git lfs untrack`)"

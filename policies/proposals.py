@@ -26,6 +26,8 @@ from policies.writeback import author_of
 MODES: tuple[WriteBackMode, ...] = ("commit", "pull-request", "manual")
 DECLINED = "Declined"
 """Reason of a task that people said no to."""
+NOTHING_TO_ROLL_BACK = "NothingToRollBack"
+"""Reason of a rollback that had no version to take out, or none any more."""
 
 
 def promotion_mode(project: Project, deployer: Deployer) -> WriteBackMode:
@@ -142,7 +144,7 @@ def proposal_steps(desired: DesiredState, observed: Observed) -> Iterator[EndPro
         if proposal.ended:
             continue
         task, run = recorded.tasks.get(proposal.task_run), recorded.runs.get(proposal.run)
-        if task is not None and task.state == "Succeeded":
+        if task is not None and task.state == "Succeeded" and task.reason != NOTHING_TO_ROLL_BACK:
             yield _end(desired, proposal, "merged", f"{proposal.version} is on {desired.revision.branch} as proposed")
         elif task is not None:
             yield _end(desired, proposal, "declined" if task.reason == DECLINED else "overtaken", task.message)

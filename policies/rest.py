@@ -48,6 +48,7 @@ def circumstances(desired: DesiredState, observed: Observed, around: Surrounding
             jobs=tuple(jobs.get(name, ())),
             alerts=tuple(alerts.get(name, ())),
             received=tuple(received.get(name, ())),
+            unread=desired.unread_release(name),
             is_trusted=desired.is_trusted,
             around=around,
         )

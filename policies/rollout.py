@@ -1,7 +1,7 @@
 """The next share of each version: a candidate comes in, a bad one goes out.
 
 Laws: the shares of a release sum to 100 or there are none; a version on hold is never given traffic; after a rollback
-the versions that stay keep their proportion.
+the versions that stay keep their proportion, and those on hold what they have.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def promote(
     shadow_index: int | None,
     earlier: Sequence[str],
     is_by_hand: bool = False,
+    is_shadow_by_hand: bool = False,
 ) -> Release | Verdict:
     """Let a new version in, with the share that the deployer's rollout gives to the newest.
 
@@ -37,6 +38,8 @@ def promote(
         earlier: Versions of this deployer before it that may get traffic, newest first.
         is_by_hand: Whether a person divided the traffic as it is: then what the new version leaves stays divided like that,
             and nobody whom the person put in goes out, unless the rule gives everything to the newest.
+        is_shadow_by_hand: Whether a person chose who gets mirrored traffic, or that nobody does: that stays,
+            where it still can be. Where the rule names none it stays in any case.
     """
     spec = release.spec if release else ReleaseSpec()
     held = {hold.version for hold in spec.holds}
@@ -47,7 +50,10 @@ def promote(
     wanted = {order[index]: weight for index, weight in (weights or {0: 100}).items() if index < len(order) and weight > 0}
     if not wanted:
         wanted = {version: 100}
-    shadow = order[shadow_index] if shadow_index is not None and shadow_index < len(order) else ""
+    if shadow_index is None or is_shadow_by_hand:
+        shadow = "" if spec.shadow in held else spec.shadow
+    else:
+        shadow = order[shadow_index] if shadow_index < len(order) else ""
     shares = to_hundred(wanted, order)
     others = {item.version: item.share for item in spec.traffic if item.share and item.version not in (version, *held)}
     if is_by_hand and others:
@@ -69,10 +75,10 @@ def roll_back(
     since: datetime,
     earlier: Sequence[str],
 ) -> Release | Verdict:
-    """Take a version out of traffic and put it on hold.
+    """Take a version out of traffic and put it on hold; a hold that it has already stays as it is.
 
-    Its share goes to the versions that stay, in their proportion; where none stays, everything goes back to the
-    newest earlier version that is not on hold.
+    Its share goes to the versions that stay and are not on hold, in their proportion; where there is none, to the newest
+    earlier version that is not on hold. A version that a person serves although it is on hold keeps what it has.
 
     Args:
         release: What the release says now.
@@ -84,23 +90,23 @@ def roll_back(
     Returns:
         The new release; a verdict when there is nothing to go back to or nothing to do.
     """
-    if any(hold.version == version for hold in release.spec.holds):
-        return Verdict(answer="hold", reasons=(f"{version} is on hold already",))
     held = {hold.version for hold in release.spec.holds}
-    stays = {
-        share.version: share.share
-        for share in release.spec.traffic
-        if share.version != version and share.share > 0 and share.version not in held
-    }
+    served = {share.version: share.share for share in release.spec.traffic if share.share > 0}
+    if version in held and version not in served:
+        return Verdict(answer="hold", reasons=(f"{version} is on hold already",))
+    kept = {name: share for name, share in served.items() if name != version and name in held}
+    stays = {name: share for name, share in served.items() if name != version and name not in held}
     if not stays:
         candidates = [name for name in earlier if name != version and name not in held]
         if not candidates:
-            return Verdict(answer="deny", reasons=(f"{version} is the only version: there is none to go back to",))
+            return Verdict(answer="deny", reasons=(f"{version} is the only version that may serve: there is none to go back to",))
         stays = {candidates[0]: 100}
-    shadow = "" if release.spec.shadow in (version, *stays) else release.spec.shadow
-    holds = (*release.spec.holds, Hold(version=version, reason=reason, alert=alert, since=since))
-    order = [share.version for share in release.spec.traffic if share.version in stays] or list(stays)
-    return _release(release.metadata.axon, release.metadata.name, to_hundred(stays, order), shadow, holds)
+    shares = {**kept, **to_hundred(stays, list(stays), whole=100 - sum(kept.values()))}
+    shares = {name: shares[name] for name in dict.fromkeys((*served, *stays)) if shares.get(name)}
+    shadow = "" if release.spec.shadow in (version, *shares) else release.spec.shadow
+    hold = Hold(version=version, reason=reason, alert=alert, since=since)
+    holds = release.spec.holds if version in held else (*release.spec.holds, hold)
+    return _release(release.metadata.axon, release.metadata.name, shares, shadow, holds)
 
 
 def _release(axon: str, deployer: str, shares: Mapping[str, int], shadow: str, holds: Sequence[Hold]) -> Release:

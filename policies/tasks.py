@@ -8,7 +8,6 @@ from datetime import datetime
 
 from policies.errors import DesiredStateError
 from policies.experiment import experiment_of
-from policies.hygiene import bytes_of
 from policies.identity import image_identity
 from policies.jobs import (
     Surroundings,
@@ -107,14 +106,13 @@ def image_steps(
             folders=folders_elsewhere(context.axon.document, source),
         )
         return None
-    rules = context.desired.project.spec.source
     spec = image_spec(
         context.axon,
         body.image_build,
         context.run,
         context.around,
         recorded=recorded,
-        largest_bytes=bytes_of(rules.largest_file),
+        rules=context.desired.project.spec.source,
     )
     identity = image_identity(spec)
     state = context.observed.images.get(identity)

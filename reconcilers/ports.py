@@ -17,7 +17,7 @@ from policies.terms.metrics import AlertRule, Target
 from policies.terms.project import Forge as ForgeSettings
 from policies.terms.proposal import Approval, PullRequest, StatusState
 from policies.terms.record import Entry, Statement
-from policies.terms.revision import CommitFacts
+from policies.terms.revision import CommitFacts, TrustedKey
 from policies.terms.source import Elsewhere, Resolved
 from policies.terms.task import ImageSpec, ImageState, JobSpec, JobState, ServerSpec, ServerState
 from policies.terms.trial import Experiment, Tell

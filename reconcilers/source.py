@@ -17,12 +17,14 @@ from policies.identity import axon_digest
 from policies.lint import lint
 from policies.parsing import defaulted, parse_document
 from policies.sources import source_folders
+from policies.submodules import LARGEST_MODULES_BYTES, MODULES_FILE, holder_of, submodules_in, tree_within
 from policies.terms.axon import Axon
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.document import LoadedDocument
 from policies.terms.project import Project, Source
 from policies.terms.release import Release
 from policies.terms.revision import Pin, Revision
+from policies.terms.source import Submodule
 from policies.terms.version import Version
 from policies.trust import TrustState, judge
 from reconcilers.ports import Documents, Ports, Repository, TreeFile
@@ -47,6 +49,8 @@ class Memory:
     """Path -> the axon last read there, and its warnings."""
     rules: Source = field(default_factory=Source)
     """What of the repository was read, when those axons were."""
+    modules: str = ""
+    """The file that told where submodules come from, by its object id, when those axons were read."""
 
 
 def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredState:
@@ -112,10 +116,9 @@ def read(
     release_files: dict[tuple[str, str], tuple[str, bytes]] = {}
     versions: dict[str, Version] = {}
     warnings: list[Fault] = []
-    folders: dict[str, str] = {}
     clean = _Folders(repository, revision.commit, files, project.spec.source)
-    if memory.rules != project.spec.source:
-        memory.axons, memory.rules = {}, project.spec.source
+    if (memory.rules, memory.modules) != (project.spec.source, clean.modules):
+        memory.axons, memory.rules, memory.modules = {}, project.spec.source, clean.modules
     for path, (item, _, loaded) in found.items():
         if isinstance(item, Axon):
             if paths and not any(path == top or path.startswith(top + "/") for top in paths):
@@ -125,18 +128,21 @@ def read(
                 message = f"axon {name}: expected one manifest, {axons[name].file} is it already"
                 faults.append(Fault(file=path, line=1, path="metadata.name", reason="Duplicate", message=message))
                 continue
-            trees = {folder: _tree(repository, revision.commit, folder, folders) for folder in source_folders(item)}
+            trees = {folder: clean.tree(folder) for folder in source_folders(item)}
             known = memory.axons.get(path)
             if known is None or known[0].document is not item or known[0].trees != trees:
                 if known is not None and known[0].document is item and _are_there(known[0].trees) == _are_there(trees):
                     found_warnings = known[1]
                 else:
                     loaded = loaded or documents.load(repository.read(revision.commit, path), path)
-                    found_warnings = lint(item, has_folder=lambda folder: bool(folders.get(folder)), loaded=loaded)
+                    found_warnings = lint(item, has_folder=lambda folder: bool(clean.trees.get(folder)), loaded=loaded)
                 digest = axon_digest(defaulted(item), trees)
                 refused = {folder: why for folder in trees if (why := clean.refusals(folder))}
+                held = {folder: modules for folder in trees if (modules := clean.submodules(folder))}
                 known = (
-                    DesiredAxon(name=name, file=path, document=item, digest=digest, trees=trees, refused=refused),
+                    DesiredAxon(
+                        name=name, file=path, document=item, digest=digest, trees=trees, refused=refused, submodules=held
+                    ),
                     found_warnings,
                 )
                 memory.axons[path] = known
@@ -173,22 +179,49 @@ class _Folders:
         self._repository, self._commit, self._files, self._rules = repository, commit, files, rules
         self._largest_bytes = bytes_of(rules.largest_file)
         self._paths = [item.path for item in files]
-        self._known: dict[str, tuple[Fault, ...]] = {}
+        self._gitlinks = {item.path: item.blob for item in files if item.submodule}
+        told = next((item for item in files if item.path == MODULES_FILE), None) if rules.submodules else None
+        self.modules = told.blob if told is not None else ""
+        self._may_tell = told is not None and not told.symlink and told.size_bytes <= LARGEST_MODULES_BYTES
+        self.trees: dict[str, str] = {}
+        """Folder -> tree id, of those that were asked for."""
+        self._refused: dict[str, tuple[Fault, ...]] = {}
+        self._held: dict[str, tuple[tuple[Submodule, ...], tuple[Fault, ...]]] = {}
+
+    def tree(self, folder: str) -> str:
+        """Names what a folder holds; empty when there is none."""
+        if folder not in self.trees:
+            self.trees[folder] = self._repository.tree_id(self._commit, folder) or tree_within(folder, self._gitlinks)
+        return self.trees[folder]
+
+    def submodules(self, folder: str) -> tuple[Submodule, ...]:
+        """The submodules that a folder holds or lies in, where the project asks for them."""
+        return self._modules_of(folder)[0]
 
     def refusals(self, folder: str) -> tuple[Fault, ...]:
         """What keeps a folder from being read."""
-        if folder not in self._known:
+        if folder not in self._refused:
             first = bisect_left(self._paths, f"{folder}/") if folder else 0
             # `0` is the letter that comes after `/`.
             end = bisect_left(self._paths, f"{folder}0") if folder else len(self._paths)
-            below = self._files[first:end]
+            below = list(self._files[first:end])
+            if holder := holder_of(folder, self._gitlinks):
+                below.append(self._files[bisect_left(self._paths, holder)])
             links = [item.path for item in below if item.symlink and item.size_bytes <= LONGEST_LINK_BYTES]
             texts = self._repository.read_many(self._commit, links) if links else {}
             targets = {path: text.decode(errors="surrogateescape") for path, text in texts.items()}
-            self._known[folder] = refusals(
-                folder, below, targets, largest_bytes=self._largest_bytes, submodules=self._rules.submodules
-            )
-        return self._known[folder]
+            asked = tuple(self._gitlinks) if self._rules.submodules else ()
+            found = refusals(folder, below, targets, largest_bytes=self._largest_bytes, submodules=asked)
+            self._refused[folder] = tuple(sorted((*found, *self._modules_of(folder)[1])))
+        return self._refused[folder]
+
+    def _modules_of(self, folder: str) -> tuple[tuple[Submodule, ...], tuple[Fault, ...]]:
+        if not self._rules.submodules or not self._gitlinks:
+            return (), ()
+        if folder not in self._held:
+            text = self._repository.read_many(self._commit, [MODULES_FILE]).get(MODULES_FILE) if self._may_tell else None
+            self._held[folder] = submodules_in(folder, self._gitlinks, text, own=self._repository.url)
+        return self._held[folder]
 
 
 def _is_document(item: TreeFile) -> bool:
@@ -198,12 +231,6 @@ def _is_document(item: TreeFile) -> bool:
 def _are_there(trees: Mapping[str, str]) -> Mapping[str, bool]:
     """Which folders there are: of what is in them, lint knows nothing."""
     return {folder: bool(tree) for folder, tree in trees.items()}
-
-
-def _tree(repository: Repository, commit: str, folder: str, known: dict[str, str]) -> str:
-    if folder not in known:
-        known[folder] = repository.tree_id(commit, folder)
-    return known[folder]
 
 
 def _parse(

@@ -13,6 +13,7 @@ from typing import Any
 from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import OtherRepositories
+from controller.adapters.image_source import SourceReader
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.assembly import (
     INTERPRETER,
@@ -36,11 +37,11 @@ from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lock
 from policies.canonical import digest_value
 from policies.errors import ControllerError, DesiredStateError, OutsideError, TrustError
-from policies.hygiene import LONGEST_LINK_BYTES, refusals, told
 from policies.identity import image_identity
-from policies.pointers import LARGEST_POINTER_BYTES, pointer_of, pointers_of_dvc, why_not_built_from
+from policies.pointers import LARGEST_POINTER_BYTES, pointers_of_dvc
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
+from policies.terms.source import Submodule
 from policies.terms.task import ImageSpec, ImageState
 from reconcilers.ports import Clock, Repository
 
@@ -48,6 +49,8 @@ VERIFIED_SECONDS = 0.5
 """How long a look at an image's files counts: one pass may ask for the same image for hundreds of jobs."""
 BUILDER = "myelin.io/builders/python/v1"
 LONGEST_TAG = 128
+MODULE = "submodule "
+"""What a submodule is called in provenance, before its path."""
 READ_HERE = ("requirements.txt", ".s2i/environment")
 """Files of a source folder that decide how it is built."""
 faults = logging.getLogger("myelin.faults")
@@ -83,7 +86,11 @@ class PythonImages:
     ) -> None:
         self._repository, self._layout, self._folder = repository, layout, folder
         self._key, self._public_keys, self._clock, self._wake = key, public_keys, clock, wake
-        self._bases, self._wheel_layers, self._sources = bases, WheelLayers(layout, folder), sources
+        self._bases, self._wheel_layers, self._reader = (
+            bases,
+            WheelLayers(layout, folder),
+            SourceReader(repository, sources, folder / "lfs"),
+        )
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[object, ...]] = {}
@@ -182,7 +189,7 @@ class PythonImages:
             raise DesiredStateError(
                 f"{spec.repository}: building from a Dockerfile is not part of Myelin yet; use s2i", reason="NotBuilt"
             )
-        source, source_links = self._source(spec)
+        source, source_links, modules = self._source(spec)
         data = _data_of(source)
         settings = _settings(source)
         if "INSTALL_SCRIPT" in settings:
@@ -215,9 +222,10 @@ class PythonImages:
             "python": PYTHON,
             "wheels": {wheel.name: file_digest(wheel) for wheel in wheels},
             **({"data": data} if data else {}),
+            **({"submodules": {item.path: f"{item.url}@sha1:{item.commit}" for item in modules}} if modules else {}),
         }
         progress("signing and pushing")
-        sign_image(self._layout, digest, self._key, self._provenance(spec, materials, base))
+        sign_image(self._layout, digest, self._key, self._provenance(spec, materials, base, modules))
         self._layout.tag(f"{spec.repository}:{_label(spec)}", digest)
         self._layout.push(digest, tags=_tags(spec, identity))
         return digest, materials
@@ -233,39 +241,17 @@ class PythonImages:
         progress("opening the base image")
         return self._bases.open(spec.base)
 
-    def _source(self, spec: ImageSpec) -> tuple[dict[str, Stored], dict[str, str]]:
-        """Files of the source folder, and its links: where they go in the image -> what they are."""
-        commit, source = spec.source_commit, spec.source
-        if source is None:
-            commit, listed = spec.commit, self._repository.files(spec.commit, spec.folder)
-        elif self._sources is not None:
-            listed = self._sources.files(source, commit, spec.folder)
-        else:
-            raise DesiredStateError(f"{source}: other repositories are not built from here", reason="NotBuilt")
-
-        def read(paths: Sequence[str]) -> Mapping[str, bytes]:
-            if source is not None and self._sources is not None:
-                return self._sources.read_many(source, commit, paths)
-            return self._repository.read_many(commit, paths)
-
-        links = read([item.path for item in listed if item.symlink and item.size_bytes <= LONGEST_LINK_BYTES])
-        targets = {path: text.decode(errors="surrogateescape") for path, text in links.items()}
-        if refused := refusals(spec.folder, listed, targets, largest_bytes=spec.largest_bytes):
-            raise DesiredStateError(f"folder {spec.folder or '/'}: {told(refused)}", reason=refused[0].reason)
-        texts = read([item.path for item in listed if not item.symlink])
-        if pointers := [(path, found) for path, text in texts.items() if (found := pointer_of(text)) is not None]:
-            raise DesiredStateError(why_not_built_from(pointers), reason="LargeFileMissing")
-        cut = len(spec.folder) + 1 if spec.folder else 0
-        for path in targets:
-            if path[cut:] in READ_HERE:
-                raise DesiredStateError(f"{path}: expected a plain file, got a link", reason="OddFile")
+    def _source(self, spec: ImageSpec) -> tuple[dict[str, Stored], dict[str, str], tuple[Submodule, ...]]:
+        """Files of the source folder and its links, where they go in the image -> what they are; and its submodules."""
+        found = self._reader.read(spec)
+        for path in found.links:
+            if path in READ_HERE:
+                place = f"{spec.folder}/{path}".lstrip("/")
+                raise DesiredStateError(f"{place}: expected a plain file, got a link", reason="OddFile")
         return (
-            {
-                f"app/{item.path[cut:]}": Stored(data=texts[item.path], executable=item.executable)
-                for item in listed
-                if not item.symlink
-            },
-            {f"app/{path[cut:]}": target for path, target in targets.items()},
+            {f"app/{path}": item for path, item in found.files.items()},
+            {f"app/{path}": target for path, target in found.links.items()},
+            found.submodules,
         )
 
     def _assemble(self, settings: Mapping[str, str], layers: list[Laid], base: Base | None) -> Digest:
@@ -276,9 +262,12 @@ class PythonImages:
         program = Program(entrypoint=entrypoint, env={"MYELIN_PYTHON": PYTHON, **settings})
         return assemble(self._layout, layers, program, base=base, annotations=based_on(base))
 
-    def _provenance(self, spec: ImageSpec, materials: Mapping[str, Any], base: Base | None) -> dict[str, Any]:
+    def _provenance(
+        self, spec: ImageSpec, materials: Mapping[str, Any], base: Base | None, modules: Sequence[Submodule]
+    ) -> dict[str, Any]:
         wheels = [{"name": name, "digest": _sha256(digest)} for name, digest in materials["wheels"].items()]
         data = [{"name": path, "digest": dict([name.split(":", 1)])} for path, name in materials.get("data", {}).items()]
+        within = [{"name": f"{MODULE}{item.path}", "uri": item.url, "digest": {"gitCommit": item.commit}} for item in modules]
         below = [{"name": "base", "uri": base.reference, "digest": _sha256(base.digest)}] if base else []
         return {
             "buildDefinition": {
@@ -291,7 +280,7 @@ class PythonImages:
                     **_elsewhere(spec),
                 },
                 "internalParameters": {"python": PYTHON, "base": spec.base, "runtime": self._runtime},
-                "resolvedDependencies": [_material(spec), *below, *wheels, *data],
+                "resolvedDependencies": [_material(spec), *within, *below, *wheels, *data],
             },
             "runDetails": {"builder": {"id": BUILDER}, "metadata": {"finishedOn": self._clock.now().isoformat()}},
         }
@@ -302,13 +291,17 @@ class PythonImages:
         if definition["buildType"] != BUILDER:
             raise ValueError(definition["buildType"])
         outer, inner = definition["externalParameters"], definition["internalParameters"]
-        wheels = [item for item in definition["resolvedDependencies"] if item["name"].endswith(".whl")]
-        data = [item for item in definition["resolvedDependencies"] if item["name"].startswith("app/")]
+        parts = [item for item in definition["resolvedDependencies"] if not item["name"].startswith(MODULE)]
+        modules = [item for item in definition["resolvedDependencies"] if item["name"].startswith(MODULE)]
+        data = [item for item in parts if item["name"].startswith("app/")]
+        wheels = [item for item in parts if item["name"].endswith(".whl") and item not in data]
+        within = {item["name"].removeprefix(MODULE): f"{item['uri']}@sha1:{item['digest']['gitCommit']}" for item in modules}
         return {
             **{key: outer[key] for key in ("commit", "folder", "tree", "repo", "revision", "sourceCommit") if key in outer},
             **{key: inner[key] for key in ("base", "python", "runtime")},
             "wheels": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in wheels},
             **({"data": {item["name"]: ":".join(*item["digest"].items()) for item in data}} if data else {}),
+            **({"submodules": within} if within else {}),
         }
 
     def _identity(self, spec: ImageSpec) -> str:

@@ -60,7 +60,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   without a password | secret_name = holds a login for it, with keys as in `docs/how-to/git-servers.md`; none: read without ||
   Registry: repository = where all of the project's images, artifacts and signatures lie | secret_name = of type
   `kubernetes.io/dockerconfigjson`, to push with | pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
-  without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, and `image.pem` || Trust: signers = who may
+  without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem`, and perhaps `controller.asc`, an
+  OpenPGP one for commits || Trust: signers = who may
   change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
   unsafe_unsigned_commits = act on unsigned commits | sigstore_root = trusted root of a Sigstore instance as JSON; none: the
   public good one || Signer: ssh = public key, `ssh-ed25519 AAAA…` | openpgp = armored OpenPGP certificate | identity = signer

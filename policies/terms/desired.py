@@ -11,6 +11,7 @@ from policies.terms.axon import Axon
 from policies.terms.project import Project
 from policies.terms.release import Release
 from policies.terms.revision import Revision
+from policies.terms.source import Submodule
 from policies.terms.version import Version
 
 
@@ -23,9 +24,11 @@ class DesiredAxon:
     document: Axon
     digest: str
     trees: Mapping[str, str]
-    """Source folder -> Git tree id; empty where the folder is missing."""
+    """Source folder -> Git tree id, or what names a folder of a submodule; empty where the folder is missing."""
     refused: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
     """Source folder -> its files that nobody may read; without those whose files all may be."""
+    submodules: Mapping[str, tuple[Submodule, ...]] = field(default_factory=dict)
+    """Source folder -> submodules that it holds or lies in, where the project asks for them; without those that have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +62,11 @@ class DesiredState:
     def is_trusted(self) -> bool:
         """Whether the tip itself is the revision worked from."""
         return not self.trust_fault
+
+    def unread_release(self, axon: str) -> Fault | None:
+        """What is wrong with a file that may be a release of this axon and cannot be read."""
+        for fault in self.faults:
+            folder, *rest = fault.file.split("/")
+            if folder == "releases" and (len(rest) == 1 or rest[0] == axon):
+                return fault
+        return None

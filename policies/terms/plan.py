@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from policies.errors import Fault
 from policies.terms.desired import DesiredAxon
 from policies.terms.event import Alert, Event
 from policies.terms.observed import Recorded
@@ -238,6 +239,8 @@ class Circumstances:
     alerts: tuple[Alert, ...]
     received: tuple[str, ...]
     """Ids of events that came in by HTTP."""
+    unread: Fault | None
+    """What keeps a release of it from being read."""
     is_trusted: bool
     around: object
 
@@ -253,6 +256,7 @@ class Circumstances:
             and self.jobs == other.jobs
             and self.alerts == other.alerts
             and self.received == other.received
+            and self.unread == other.unread
             and _are(self.releases, other.releases)
             and _are(self.versions, other.versions)
         )

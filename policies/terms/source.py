@@ -24,6 +24,18 @@ class Elsewhere:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Submodule:
+    """A commit of another repository that lies in a folder of one."""
+
+    path: str
+    """From the root of the repository that it lies in."""
+    url: str
+    """Where it comes from, without a password; never relative."""
+    commit: str
+    """40 hexadecimal characters, out of the tree that it lies in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
     """What another repository's revision came to."""
 
@@ -32,4 +44,4 @@ class Resolved:
     commit: str
     """40 hexadecimal characters."""
     trees: Mapping[str, str] = field(default_factory=dict)
-    """Source folder of that commit -> Git tree id; empty where the folder is missing."""
+    """Source folder of that commit -> Git tree id, or what names a folder of a submodule; empty where the folder is missing."""

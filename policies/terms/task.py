@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from policies.terms.digest import Digest
-from policies.terms.source import Elsewhere
+from policies.terms.source import Elsewhere, Submodule
 
 Kept = Literal["model", "data"]
 
@@ -126,6 +126,11 @@ class ImageSpec:
     """Commit of that other repository, 40 hexadecimal characters."""
     largest_bytes: int = 100 << 20
     """Files of the source above it are refused before they are read."""
+    submodules: tuple[Submodule, ...] = ()
+    """Submodules that the folder holds or lies in, of the watched repository. No part of the identity: their commits are
+    in the tree."""
+    reads_submodules: bool = False
+    """Whether those of the other repository are read too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from policies.terms.document_types import Instant
 
@@ -61,12 +61,22 @@ class VersionSpec(_Document):
     metrics: dict[str, float] = Field(default_factory=dict)
     traffic: dict[str, int] = Field(default_factory=dict)
     """What the release said once this version was in: version -> percent."""
+    shadow: str = ""
+    """Who got mirrored traffic then; empty for nobody."""
     parent: str = ""
     """The version that served before it; empty for the first."""
     created_at: Instant = Field(alias="createdAt")
     previous: str = ""
     """Digest of the record before it in this axon; empty for the first."""
     verdicts: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_nobody(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records that were signed before there was a `shadow` are what they were."""
+        value: dict[str, Any] = dump(self)
+        if not value.get("shadow"):
+            value.pop("shadow", None)
+        return value
 
 
 class Version(_Document):

@@ -295,7 +295,7 @@ def test_a_server_in_trouble_is_silence_and_forgotten_when_it_is_over(served: Se
     with pytest.raises(SilentError):
         push(served.repository, commit, {"a": b"2"})
     served.server.refusal = None
-    assert served.repository.fetch("main") == commit
+    assert served.repository.fetch("main", fresh=True) == commit
 
 
 def test_a_server_that_is_not_there_is_silence(served: Served) -> None:

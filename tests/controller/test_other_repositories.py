@@ -261,7 +261,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b
     ("files", "reason", "words"),
     [
         ({"src/big": b"x" * 4000}, "FileTooLarge", "src/big: expected at most 3000 bytes"),
-        ({"src/weights": LFS}, "LargeFileMissing", f"got a Git LFS pointer to sha256:{'a' * 64} (5000000 bytes)"),
+        ({"src/weights": LFS}, "FileTooLarge", "src/weights: expected at most 3000 bytes (spec.source.largestFile), got 5000000"),
     ],
 )
 def test_what_must_not_be_read_there_stops_the_build(

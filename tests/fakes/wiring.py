@@ -15,6 +15,7 @@ from controller.adapters.keys import SshKey
 from controller.trustfile import signers_of
 from policies.terms.document import LoadedDocument
 from policies.terms.project import Forge as ForgeSettings
+from policies.terms.revision import TrustedKey
 from reconcilers.ports import Clock, Forge, Keys, Ledger, Ports, Repository
 from tests.fakes.engine import FakeEngine
 from tests.fakes.forge import FakeForge

@@ -21,8 +21,10 @@ class File:
     size_bytes: int = 1
 
 
-def why(files: list[File], targets: dict[str, str] | None = None, *, folder: str = "src", **more: bool) -> list[tuple[str, str]]:
-    found = refusals(folder, files, targets or {}, largest_bytes=100, **more)
+def why(
+    files: list[File], targets: dict[str, str] | None = None, *, folder: str = "src", submodules: tuple[str, ...] = ()
+) -> list[tuple[str, str]]:
+    found = refusals(folder, files, targets or {}, largest_bytes=100, submodules=submodules)
     return [(fault.file, fault.reason) for fault in found]
 
 
@@ -57,8 +59,12 @@ def test_what_is_refused_is_told_by_name_and_alone(name: str) -> None:
     text.encode()
 
 
-def test_submodules_that_somebody_asked_for_are_said_to_be_missing() -> None:
-    assert why([File(path="src/vendored", submodule=True)], submodules=True) == [("src/vendored", "NotBuilt")]
+def test_submodules_that_are_read_too_are_let_through_but_none_inside_of_them_and_none_with_an_odd_name() -> None:
+    read = ("src/vendored", "src/a\\b")
+    assert why([File(path="src/vendored", submodule=True)], submodules=read) == []
+    assert why([File(path="src/vendored2", submodule=True)], submodules=read) == [("src/vendored2", "Submodule")]
+    assert why([File(path="src/vendored/deep", submodule=True)], submodules=read) == [("src/vendored/deep", "NestedSubmodule")]
+    assert why([File(path="src/a\\b", submodule=True)], submodules=read) == [("src/a\\b", "OddName")]
 
 
 def test_names_that_differ_by_case_alone_are_refused_once() -> None:

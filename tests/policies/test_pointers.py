@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.pointers import LARGEST_LFS_BYTES, pointer_of, pointers_of_dvc, why_not_built_from
+from policies.pointers import LARGEST_LFS_BYTES, Pointer, pointer_of, pointers_of_dvc, why_not_built_from
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n"
 hexadecimal = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -42,7 +42,9 @@ def test_what_only_looks_like_a_pointer_is_content(name: str) -> None:
 
 
 def test_a_pointer_with_extensions_is_one() -> None:
-    assert pointer_of(LFS.replace(b"oid", b"ext-0-foo sha256:%s\noid" % (b"b" * 64)) % (b"a" * 64, 1)) is not None
+    assert pointer_of(LFS.replace(b"oid", b"ext-0-foo sha256:%s\noid" % (b"b" * 64)) % (b"a" * 64, 1)) == Pointer(
+        kind="lfs", algorithm="sha256", digest="a" * 64, size_bytes=1, is_extended=True
+    )
 
 
 DVC: dict[str, tuple[Any, list[tuple[str, str, int | None]]]] = {

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +31,7 @@ from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.project import Metadata, Project, ProjectSpec
 from policies.terms.revision import Revision
 from policies.terms.secret import NO_SECRET, Secret
+from policies.terms.source import Submodule
 from tests.fakes.hooks import EVENT, NOTES, SOURCE, commit, proof, push
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -298,6 +300,15 @@ def test_a_project_reads_manifests_source_folders_and_what_it_keeps() -> None:
     assert reads is not None
     read = ("myelin.yaml", "x/y.yml", "src/one/a", "src/two", "releases/a/b", "versions/c", "axons/deep/file", ".gitattributes")
     assert [path for path in (*read, "src/three", "README.md", "src") if not reads.has(path)] == ["src/three", "README.md", "src"]
+
+
+def test_a_submodule_that_a_folder_lies_in_is_read_and_where_it_comes_from() -> None:
+    found = desired()
+    held = {"src/lib/deep": (Submodule(path="src/lib", url="https://git.test/lib", commit="1" * 40),)}
+    axon = replace(found.axons["a"], trees={"src/lib/deep": "1" * 40}, submodules=held)
+    reads = reads_of(replace(found, axons={"a": axon}))
+    assert reads is not None
+    assert [path for path in ("src/lib", ".gitmodules", "src/other") if reads.has(path)] == ["src/lib", ".gitmodules"]
 
 
 def test_an_axon_built_from_the_root_reads_everything() -> None:

@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from policies.terms.revision import CommitFacts, Pin, Signature, TrustedKey
 from policies.trust import TrustState, judge
+from policies.writeback import is_own
 from tests.properties.strategies import NOW
 
 PEOPLE = ("alice", "bob", "carol")
-CONTROLLER = "myelin"
+CONTROLLER, BY_OPENPGP = OWN = ("myelin", "myelin by OpenPGP")
+"""The controller, by its SSH key and under its certificate."""
 FAULTS = ("unsigned", "unreadable", "changed afterwards", "mallory")
 SIGNERS_FILE, RELEASE, SOURCE = "myelin.yaml", "releases/digits/web.yaml", "src/app.py"
 Tree = Mapping[str, Any]
@@ -20,7 +22,7 @@ Tree = Mapping[str, Any]
 
 def key_of(name: str, **limits: Any) -> TrustedKey:
     """Somebody's key, each of another kind."""
-    if name == "bob":
+    if name in ("bob", BY_OPENPGP):
         return TrustedKey(
             name=name, kind="openpgp", key=f"openpgp {name.upper()}", certificate=f"certificate of {name}", **limits
         )
@@ -49,7 +51,9 @@ def entry(named: str | TrustedKey) -> TrustedKey:
 
 
 def pin_of(*names: str, unsafe: bool = False, since: str = "") -> Pin:
-    return Pin(signers=tuple(map(key_of, names)), controller=key_of(CONTROLLER), unsafe_unsigned=unsafe, since=since)
+    own, openpgp = map(key_of, OWN)
+    people = tuple(map(key_of, names))
+    return Pin(signers=people, controller=own, controller_openpgp=openpgp, unsafe_unsigned=unsafe, since=since)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ MERGED = ((SIGNERS_FILE, RELEASE, SOURCE), (), (SIGNERS_FILE,), (RELEASE, SOURCE
 
 
 @st.composite
-def histories(draw: st.DrawFn, signers: Sequence[str] = (*PEOPLE, CONTROLLER, *FAULTS), most: int = 7) -> History:
+def histories(draw: st.DrawFn, signers: Sequence[str] = (*PEOPLE, *OWN, *FAULTS), most: int = 7) -> History:
     history = History()
     signing = st.sampled_from(["alice"] * len(signers) + list(signers))
     history.add((), {SIGNERS_FILE: draw(st.sampled_from(LISTS)), RELEASE: 0, SOURCE: 0}, draw(signing))
@@ -198,7 +202,7 @@ def test_a_trusted_commit_is_signed_by_someone_whom_all_of_its_parents_name(hist
     for commit, name in state.signer_of.items():
         assert history.by[commit] == name
         named = [history.trees[parent][SIGNERS_FILE] for parent in history.parents(commit)] or [pinned]
-        assert name == CONTROLLER or all(name in people for people in named)
+        assert name in OWN or all(name in people for people in named)
 
 
 @given(histories(), pins)
@@ -227,7 +231,7 @@ def test_a_line_that_named_people_signed_is_trusted_to_its_tip(history: History)
 def test_who_may_sign_next_is_whom_the_head_names(history: History, pinned: tuple[str, ...]) -> None:
     (state,) = history.judge(pin_of(*pinned), tip_of(history))
     named = history.trees[state.head][SIGNERS_FILE] if state.head else pinned
-    assert tuple(key.name for key in state.signers) == named or history.by[state.head] == CONTROLLER
+    assert tuple(key.name for key in state.signers) == named or history.by[state.head] in OWN
 
 
 @given(histories(most=5), st.sampled_from(FAULTS))
@@ -249,11 +253,41 @@ def touched(history: History, commit: str) -> set[str]:
 
 
 @settings(max_examples=200)
-@given(histories(signers=("bob", CONTROLLER, CONTROLLER)), pins)
+@given(histories(signers=("bob", *OWN)), pins)
 def test_the_controllers_key_has_power_over_the_write_back_paths_only(history: History, pin: Pin) -> None:
     (state,) = history.judge(pin, tip_of(history))
-    ours = [commit for commit in state.signer_of if history.by[commit] == CONTROLLER]
+    ours = [commit for commit in state.signer_of if history.by[commit] in OWN]
     assert {path for commit in ours for path in touched(history, commit)} <= {RELEASE}
+
+
+@given(st.lists(st.sampled_from(OWN), min_size=1, max_size=6), st.sampled_from([(), *((own,) for own in OWN)]))
+def test_commits_by_any_pinned_key_of_the_controllers_are_its_own_and_by_others_nobodys(
+    by: list[str], left: tuple[str, ...]
+) -> None:
+    """Whoever changes from SSH to OpenPGP, or back, keeps the history; a key that is not pinned any more has no power."""
+    history = History()
+    at = history.add((), {SIGNERS_FILE: ("alice",), RELEASE: 0, SOURCE: 0}, "alice")
+    for number, who in enumerate(by, 1):
+        at = history.add([at], {**history.trees[at], RELEASE: number}, who)
+    gone = {"controller" if who == CONTROLLER else "controller_openpgp": None for who in left}
+    pin = replace(pin_of("alice"), **gone)
+    (state,) = history.judge(pin, at)
+    assert (state.head == at) == (state.fault == "") == (not set(by) & set(left))
+    assert [is_own(facts, pin.own) for facts in history.facts[1:]] == [who not in left for who in by]
+
+
+@given(st.sampled_from(OWN), st.sampled_from(["", "another export"]))
+def test_a_key_of_the_controllers_that_the_list_revokes_signs_nothing_more(who: str, certificate: str) -> None:
+    history = History()
+    root = history.add((), {SIGNERS_FILE: ("alice",), RELEASE: 0, SOURCE: 0}, "alice")
+    before = history.add([root], {**history.trees[root], RELEASE: 1}, who)
+    own = key_of(who, revoked="lost")
+    listed = replace(own, certificate=certificate) if own.certificate and certificate else own
+    revoked = history.add([before], {**history.trees[before], SIGNERS_FILE: ("alice", listed)}, "alice")
+    late = history.add([revoked], {**history.trees[revoked], RELEASE: 2}, who)
+    (state,) = history.judge(pin_of("alice"), late)
+    assert state.head == revoked
+    assert "whose key was revoked" in state.fault
 
 
 def test_the_controllers_key_cannot_take_the_branch_back_by_a_merge() -> None:
@@ -285,7 +319,7 @@ def test_an_unsigned_merge_of_an_old_line_does_not_bring_a_signer_back() -> None
     assert [key.name for key in state.signers] == ["alice"]
 
 
-@given(st.lists(st.sampled_from(["alice", "bob", CONTROLLER]), max_size=5), st.booleans())
+@given(st.lists(st.sampled_from(["alice", "bob", *OWN]), max_size=5), st.booleans())
 def test_a_signer_who_was_taken_out_stays_out(later: list[str], merges: bool) -> None:
     history = History()
     tree = {SIGNERS_FILE: ("alice", "bob"), RELEASE: 0, SOURCE: 0}
@@ -294,7 +328,7 @@ def test_a_signer_who_was_taken_out_stays_out(later: list[str], merges: bool) ->
     at = history.add([at], {**tree, SIGNERS_FILE: ("alice",)}, "alice")
     bobs = None
     for number, who in enumerate(later):
-        parents = [at, side] if merges and number == 1 and who != CONTROLLER else [at]
+        parents = [at, side] if merges and number == 1 and who not in OWN else [at]
         at = history.add(parents, {**history.trees[at], RELEASE: number + 1}, who)
         bobs = bobs or (at if who == "bob" else None)
     (state,) = history.judge(pin_of("alice", "bob"), at)
@@ -337,8 +371,8 @@ def test_a_rewritten_branch_is_refused_and_says_so(history: History, data: st.Da
 
 @given(histories(), st.booleans())
 def test_nobody_pinned_trusts_nothing(history: History, unsafe: bool) -> None:
-    (state,) = history.judge(Pin(signers=(), controller=key_of(CONTROLLER), unsafe_unsigned=unsafe), tip_of(history))
-    assert {history.by[commit] for commit in state.signer_of} <= ({"unsigned", CONTROLLER} if unsafe else set())
+    (state,) = history.judge(pin_of(unsafe=unsafe), tip_of(history))
+    assert {history.by[commit] for commit in state.signer_of} <= ({"unsigned", *OWN} if unsafe else set())
 
 
 @given(histories(signers=PEOPLE), st.data())

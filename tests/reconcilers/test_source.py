@@ -12,6 +12,7 @@ import pytest
 
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository, init_bare
+from policies.hygiene import told
 from policies.jobs import Surroundings
 from policies.planning import plan
 from policies.records import event_statement, fold, run_statement
@@ -20,6 +21,7 @@ from policies.terms.observed import Observed, Recorded
 from policies.terms.plan import Blocked, BuildImage, RecordEvent, StartRun
 from policies.terms.record import Entry
 from policies.terms.revision import Revision
+from policies.terms.source import Submodule
 from reconcilers.source import Memory, read
 
 AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -134,7 +136,8 @@ ODD: dict[str, tuple[dict[str, tuple[str, bytes]], str, str]] = {
     "a submodule": (
         {"odd/vendored": ("160000", b"1" * 40)},
         "Submodule",
-        "folder odd: odd/vendored: expected files of this repository, got a submodule; copy its files, or take it out",
+        "folder odd: odd/vendored: expected files of this repository, got a submodule; set spec.source.submodules,"
+        " or copy its files",
     ),
     "names that differ by case": (
         {"odd/App.py": ("100644", b"")},
@@ -154,6 +157,58 @@ ODD: dict[str, tuple[dict[str, tuple[str, bytes]], str, str]] = {
 def test_an_odd_file_stops_the_axon_that_uses_it_and_no_other(commits: Commits, name: str) -> None:
     files, word, message = ODD[name]
     assert steps(commits.read(files)) == {"good": ("builds", "good"), "odd": (word, message)}
+
+
+MODULES = b'[submodule "lib"]\n\tpath = odd/vendored\n\turl = ../lib.git\n'
+ASKED = "source: {submodules: true}"
+
+
+def test_a_submodule_that_is_asked_for_is_built_with_its_commit_and_url(commits: Commits) -> None:
+    files = {"odd/vendored": ("160000", b"1" * 40), ".gitmodules": ("100644", MODULES)}
+    desired = commits.read(files, ASKED)
+    assert steps(desired) == {"good": ("builds", "good"), "odd": ("builds", "odd")}
+    there = str(commits.bare.parent / "lib.git")
+    assert desired.axons["odd"].submodules == {"odd": (Submodule(path="odd/vendored", url=there, commit="1" * 40),)}
+    assert desired.axons["good"].submodules == {}
+    other = commits.read({**files, "odd/vendored": ("160000", b"2" * 40)}, ASKED)
+    assert other.axons["odd"].digest != desired.axons["odd"].digest
+    moved = commits.read({**files, ".gitmodules": ("100644", MODULES.replace(b"../lib", b"../moved"))}, ASKED)
+    assert moved.axons["odd"].digest == desired.axons["odd"].digest
+    assert moved.axons["odd"].submodules["odd"][0].url.endswith("/moved.git")
+
+
+def test_a_folder_that_lies_in_a_submodule_is_named_by_the_pinned_commit(commits: Commits) -> None:
+    files = {
+        "parts": ("160000", b"1" * 40),
+        ".gitmodules": ("100644", MODULES.replace(b"odd/vendored", b"parts")),
+        "axons/inner/axon.yaml": ("100644", AXON.format(name="inner", folder="parts/x").encode()),
+        "axons/whole/axon.yaml": ("100644", AXON.format(name="whole", folder="parts").encode()),
+    }
+    desired = commits.read(files, ASKED)
+    names = {axon: desired.axons[axon].trees for axon in ("inner", "whole")}
+    assert set(names["whole"].values()) == {"1" * 40}
+    assert {len(name) for name in names["inner"].values()} == {40}
+    assert set(names["inner"].values()) != set(names["whole"].values())
+    refused = commits.read(files)
+    word = "parts: expected files of this repository, got a submodule; set spec.source.submodules, or copy its files"
+    for axon in ("inner", "whole"):
+        ((folder, faults),) = refused.axons[axon].refused.items()
+        assert (folder, told(faults)) == (*names[axon], word)
+
+
+def test_a_submodule_that_is_told_wrongly_stops_its_axon_until_the_telling_is_mended(commits: Commits) -> None:
+    files = {"odd/vendored": ("160000", b"1" * 40)}
+    link, big = ("120000", b"elsewhere"), ("100644", b"#" * (1 << 20) + b"\n" + MODULES)
+    nothing = "expected a plain file of at most 1048576 bytes that tells where odd/vendored comes from, got none"
+    cases = {
+        nothing: [files, {**files, ".gitmodules": link}, {**files, ".gitmodules": big}],
+        "expected an entry with path = odd/vendored, got none": [{**files, ".gitmodules": ("100644", b"")}],
+    }
+    for message, all_files in cases.items():
+        for each in all_files:
+            found = steps(commits.read(each, ASKED))
+            assert found == {"good": ("builds", "good"), "odd": ("BadSubmodule", f"folder odd: .gitmodules: {message}")}
+    assert steps(commits.read({**files, ".gitmodules": ("100644", MODULES)}, ASKED))["odd"] == ("builds", "odd")
 
 
 def test_a_file_over_the_limit_is_refused_until_the_limit_is_raised(commits: Commits) -> None:

@@ -1,4 +1,7 @@
-"""Raw commits: read into facts, and written so that equal arguments make equal commits. Nothing is opened."""
+"""Raw commits: read into facts, and written. Nothing is opened.
+
+Equal arguments make equal commits, but for an OpenPGP key: its signatures hold their time and some salt.
+"""
 
 from __future__ import annotations
 

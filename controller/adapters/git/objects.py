@@ -77,7 +77,7 @@ class Objects:
             self._process = self._program.start("cat-file", "--batch")
         self._process.write(name.encode(errors="surrogateescape") + b"\n")
         head = self._process.line().decode(errors="replace").rstrip("\n")
-        if head.endswith((" missing", " ambiguous")) or not head:
+        if head.endswith((" missing", " ambiguous", " submodule")) or not head:
             return None
         blob, kind, size = head.rsplit(" ", 2)
         return blob, kind, int(size)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from controller.adapters.git.access import GitAccess, scan
+from controller.adapters.git.lfs import LargeFiles
 from controller.adapters.git.mirror import FETCH, Mirror
 from controller.adapters.git.program import GitFailed
 from controller.adapters.git.refusals import outside
-from controller.adapters.git.urls import host_of, local_path, mirror_name, shown
+from controller.adapters.git.urls import host_of, is_ssh, local_path, mirror_name, shown
 from policies.errors import DesiredStateError, OutsideError, RefusedError
-from policies.terms.source import Elsewhere, Resolved
+from policies.pointers import Pointer
+from policies.submodules import tree_within
+from policies.terms.source import Elsewhere, Resolved, Submodule
 from reconcilers.ports import TreeFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -127,7 +131,22 @@ class OtherRepositories:
         mirror = self._mirror(source)
         commit = mirror.resolve(source.revision)
         trees = {folder: mirror.tree_id(commit, folder) for folder in folders}
+        if not all(trees.values()):
+            gitlinks = {item.path: item.blob for item in mirror.files(commit) if item.submodule}
+            trees = {folder: tree or tree_within(folder, gitlinks) for folder, tree in trees.items()}
         return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees)
+
+    def beside(self, source: Elsewhere | None, module: Submodule) -> Elsewhere:
+        """Where a submodule is, with the access of the repository that names it when its server is the same.
+
+        Args:
+            source: The repository that it lies in; None: the one that is followed.
+            module: The submodule.
+        """
+        found = Elsewhere(repo=module.url, revision=module.commit)
+        if source is None or host_of(source.repo) != host_of(module.url) or is_ssh(source.repo) != is_ssh(module.url):
+            return found
+        return replace(found, secret=source.secret, secret_key=source.secret_key)
 
     def files(self, source: Elsewhere, commit: str, folder: str) -> tuple[TreeFile, ...]:
         """All files below a folder of a commit, which is fetched again where it is not here any more."""
@@ -138,6 +157,17 @@ class OtherRepositories:
     def read_many(self, source: Elsewhere, commit: str, paths: Sequence[str]) -> Mapping[str, bytes]:
         """Contents of several files of a commit."""
         return self._mirror(source).read_many(commit, paths)
+
+    def large_files(self, source: Elsewhere | None, pointers: Sequence[Pointer], folder: Path) -> Mapping[str, bytes]:
+        """Content of Git LFS, by digest.
+
+        Args:
+            source: The repository with the pointers; None: the one that is followed.
+            pointers: What is wanted.
+            folder: Where content is kept; nobody but this project may have it, as a digest alone opens what is there.
+        """
+        url, access = (self._url, self._access) if source is None else (source.repo, self._access_for(source))
+        return LargeFiles(url, access, folder).fetch(pointers)
 
     def close(self) -> None:
         """End helper processes, and forget logins."""

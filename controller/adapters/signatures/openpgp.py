@@ -1,19 +1,22 @@
-"""The door to OpenPGP: certificates of signers, and detached signatures under them.
+"""The door to OpenPGP: certificates of signers, detached signatures under them, and a key that makes some.
 
-It never decides whom to trust, and knows no keyring: the certificates come from the pin and from lists of signers.
+It never decides whom to trust, and knows no keyring: the certificates come from the pin and from lists of signers. No
+private key leaves it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policies.errors import TrustError
+from controller.adapters.keys import keep_private, read_private
+from policies.errors import RefusedError, TrustError
 from policies.terms.revision import Signature
 
 if TYPE_CHECKING:
-    from pysequoia import Cert
+    from pysequoia import Cert, Tsk
 
 BEGIN = ("-----BEGIN PGP SIGNATURE-----", "-----BEGIN PGP MESSAGE-----")
 """What Git takes for the beginning of one; gpg writes the first."""
@@ -46,6 +49,118 @@ def primary_fingerprint(certificate: str) -> str:
     if sum(packet.tag == Tag.PublicKey for packet in packets) != 1:
         raise TrustError("OpenPGP certificate: expected exactly one, got several; give each signer their own", reason="NoKey")
     return str(cert.fingerprint).upper()
+
+
+def is_same(certificate: str, other: str) -> bool:
+    """Whether two armored certificates are the same: every key, name and signature in them, whatever their armor says."""
+    from pysequoia import Cert
+
+    try:
+        one, two = (Cert.from_bytes(text.encode()) for text in (certificate, other))
+    except REFUSALS:
+        return False
+    return bytes(one) == bytes(two)
+
+
+class OpenpgpKey:
+    """An OpenPGP key without passphrase: signs commits as Git does with gpg."""
+
+    __slots__ = ("_key", "_where", "certificate")
+
+    def __init__(self, key: Tsk, where: str) -> None:
+        self._key, self._where = key, where
+        self.certificate = str(key.extract_certificate()).strip()
+        """The public part, armored."""
+
+    def __repr__(self) -> str:
+        return "OpenpgpKey(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a private key is not pickled")
+
+    @classmethod
+    def generate(cls, path: Path, user_id: str) -> OpenpgpKey:
+        """Make a key that does not expire and keep it at `path`, for its owner's eyes only.
+
+        Args:
+            path: The file.
+            user_id: `Name <address>`; a forge shows commits as verified whose committer has that address.
+
+        Raises:
+            RefusedError: Something is there already, or the folder cannot be written.
+        """
+        from pysequoia import Tsk
+
+        key = Tsk.generate(user_id)
+        keep_private(path, str(key).encode())
+        return cls(key, str(path))
+
+    @classmethod
+    def load(cls, path: Path) -> OpenpgpKey:
+        """Read a key made by `generate` or by `gpg --armor --export-secret-keys`.
+
+        Raises:
+            RefusedError: The file cannot be read, or others may read it.
+            TrustError: It is no such key.
+        """
+        return cls.parse(read_private(path), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> OpenpgpKey:
+        """Read a key that lies at `where`, for messages. Whether it may sign, and needs no passphrase, `check` says.
+
+        Raises:
+            TrustError: It is no such key.
+        """
+        from pysequoia import Tsk
+        from pysequoia.packet import PacketPile, Tag
+
+        what = f"{where}: expected one secret key as `gpg --armor --export-secret-keys` writes it"
+        try:
+            if len(content) > LARGEST_CHARACTERS:
+                raise TrustError(f"{what}, got more than {LARGEST_CHARACTERS} characters", reason="NoKey")
+            tags = [packet.tag for packet in PacketPile.from_bytes(content)]
+            if Tag.SecretKey not in tags and Tag.PublicKey in tags:
+                raise TrustError(f"{what}, got its public part", reason="NoKey")
+            if Tag.SecretKey not in tags or tags.count(Tag.SecretKey) > 1 or Tag.PublicKey in tags:
+                raise TrustError(f"{what}, got something else", reason="NoKey")
+            return cls(Tsk.from_bytes(content), where)
+        except REFUSALS:
+            # What the library says of a secret that it cannot read stays here.
+            raise TrustError(f"{what}, got something else", reason="NoKey") from None
+
+    def check(self) -> OpenpgpKey:
+        """The same key, which may sign now.
+
+        Raises:
+            RefusedError: It may not: it needs a passphrase, has expired, is revoked, or is too weak.
+        """
+        known = Certificates()
+        known.learn(self.certificate)
+        found = known.read(self.sign_commit(b""), b"")
+        if not found.valid:
+            raise self._refused(found.fault)
+        return self
+
+    def sign_commit(self, data: bytes) -> str:
+        """An armored signature over a commit, as Git stores one; made twice, it is never the same.
+
+        Raises:
+            RefusedError: The key may not sign, or not any more.
+        """
+        from pysequoia import SignatureMode, sign
+
+        try:
+            # Asked anew each time: a key may expire while the controller runs.
+            return sign(self._key.signer(), data, mode=SignatureMode.DETACHED).decode()
+        except REFUSALS as error:
+            raise self._refused(_first_line(error)) from None
+
+    def _refused(self, why: str) -> RefusedError:
+        return RefusedError(
+            f"{self._where}: expected an OpenPGP key without passphrase that may sign now, got one that may not ({why})",
+            reason="NoKey",
+        )
 
 
 class Certificates:
