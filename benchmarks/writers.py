@@ -255,9 +255,7 @@ def _forced(bare: Path) -> int:
     """How many moves of the branch, by the server's own log of them, left something behind."""
     moves = [text.split()[:2] for text in (bare / "logs/refs/heads/main").read_text().splitlines()]
     line = {commit: number for number, commit in enumerate(reversed(_git(bare, "rev-list", "--first-parent", "main").split()))}
-    return sum(
-        new not in line or (set(old) != {"0"} and (old not in line or line[old] >= line[new])) for old, new in moves
-    )
+    return sum(new not in line or (set(old) != {"0"} and (old not in line or line[old] >= line[new])) for old, new in moves)
 
 
 def main() -> None:

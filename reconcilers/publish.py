@@ -13,7 +13,6 @@ from policies.terms.outcome import Change, Outcome, Result
 from policies.writeback import author_of, check_changes, message
 from reconcilers.ports import Ports
 
-
 RACES = 8
 """How often in a row a commit may come too late before a whole pass is made again."""
 
@@ -24,8 +23,9 @@ def push(
     """Commit the changes of a pass, then record what became true by that, then push the ledger.
 
     Nothing is committed on top of a tip that is not trusted. A lost race changes nothing: the next pass plans again, or
-    this one goes on at once where the newer commits say the same about everything that was planned from. Entries made close together share one commit of the ledger: while there is more to do at once, they wait in the
-    write-ahead log, where they are safe.
+    this one goes on at once where the newer commits say the same about everything that was planned from. Entries made
+    close together share one commit of the ledger: while there is more to do at once, they wait in the write-ahead log,
+    where they are safe.
 
     Returns:
         What could not be pushed, as outcomes.

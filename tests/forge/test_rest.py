@@ -93,7 +93,8 @@ def test_what_was_refused_is_not_asked_at_every_pass(server: Recorded) -> None:
     now = [1000.0]
     rest = Rest(server.url, Secret(TOKEN), refused_seconds=10.0, monotonic=lambda: now[0])
     with closing(rest):
-        server.expect(Exchange(ask="GET /thing", status=403, answer={"message": "Not you"}), Exchange(ask="GET /thing", answer={}))
+        refusal = Exchange(ask="GET /thing", status=403, answer={"message": "Not you"})
+        server.expect(refusal, Exchange(ask="GET /thing", answer={}))
         for _ in range(5):
             with pytest.raises(RefusedError, match="Not you"):
                 rest.ask(GET)

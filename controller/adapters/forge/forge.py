@@ -36,7 +36,8 @@ class RestForge:
 
     Args:
         rest: Its API.
-        poll_seconds: `find` and `approvals` ask for one thing this often at most, unless something changed by our own hand or `stir`.
+        poll_seconds: `find` and `approvals` ask for one thing this often at most, unless something changed by our own hand or
+            by `stir`.
         monotonic: Seconds; for tests.
     """
 

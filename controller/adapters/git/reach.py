@@ -1,4 +1,4 @@
-"""Whether a host takes connections at all. Git itself waits more than two minutes for one that says nothing, and a pass with it."""
+"""Whether a host takes connections at all: Git waits more than two minutes for one that says nothing, and a pass with it."""
 
 from __future__ import annotations
 
