@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeVar, assert_never
 
 from policies import planning
@@ -39,7 +40,7 @@ from policies.terms.plan import (
     SupersedeRun,
     Tune,
 )
-from policies.terms.project import Forge
+from policies.terms.project import Forge, Project
 from policies.terms.revision import Pin
 from reconcilers import deploy, image, observe, propose, publish, record, resolve, route, source, train, tune
 from reconcilers.ports import Ports
@@ -114,9 +115,7 @@ def _make_so(report: Report, desired: DesiredState, following: Following, ports:
     following.plan = plan
     results = [_result(step, desired, observed, ports, now) for step in plan.steps]
     record.write(results, ports)
-    pushed = publish.push(
-        desired, results, ports, now=now, look=lambda: asked_at(_fetch(following, ports), following.forge)
-    )
+    pushed = publish.push(desired, results, ports, now=now, look=lambda: asked_at(_fetch(following, ports), following.forge))
     outcomes = (*report.outcomes, *(result.outcome for result in results), *pushed)
     return replace(report, observed=observed, plan=plan, outcomes=outcomes)
 
@@ -188,11 +187,15 @@ def _act(step: AnyStep, desired: DesiredState, observed: Observed, ports: Ports,
 
 def asked_at(desired: DesiredState, forge: Forge | None) -> DesiredState:
     """The desired state with the forge that is named outside of the repository, where there is one."""
-    if forge is None:
-        return desired
-    spec = desired.project.spec
+    return desired if forge is None else replace(desired, project=_with_forge(desired.project, forge))
+
+
+@lru_cache(maxsize=64)
+def _with_forge(project: Project, forge: Forge) -> Project:
+    """The same object for the same project: axons at rest are told by it that nothing is new."""
+    spec = project.spec
     spec = spec.model_copy(update={"write_back": spec.write_back.model_copy(update={"forge": forge})})
-    return replace(desired, project=desired.project.model_copy(update={"spec": spec}))
+    return project.model_copy(update={"spec": spec})
 
 
 def _fetch(following: Following, ports: Ports) -> DesiredState:
