@@ -44,6 +44,8 @@ SECONDS = float(os.environ.get("MYELIN_BENCH_SECONDS", "120"))
 CHANGES = int(os.environ.get("MYELIN_BENCH_CHANGES", "200"))
 AXONS = 20
 GRACE_SECONDS = 180.0
+PATIENCE_SECONDS = (1.0, 5.0)
+"""How long a person leaves it alone, after a push that got through or did not. The controller does not wait."""
 IMAGE = digest_of(b"an image")
 Line = Callable[..., bool]
 PIN = Pin(signers=(TrustedKey(name="you", key=PERSON.public()),), controller=TrustedKey(name="myelin", key=CONTROLLER.public()))
@@ -191,10 +193,11 @@ def _write(url: str, mirror: Path, number: int, told: Told) -> None:
                     )
                 except OutsideError:
                     told.lost += 1
+                    told.over.wait(chance.uniform(*PATIENCE_SECONDS))
                     continue
                 told.pushed.append(commit)
                 break
-            told.over.wait(chance.uniform(0, 2))
+            told.over.wait(chance.uniform(*PATIENCE_SECONDS))
     finally:
         repository.close()
 

@@ -14,10 +14,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.contracts.git_server import GitServer
+from tests.contracts.git_server import Answering
 
 
-class Repositories(GitServer):
+class Repositories(Answering):
     """What the contract tests' server answers, without its socket on loopback.
 
     Args:
@@ -27,10 +27,8 @@ class Repositories(GitServer):
     """
 
     def __init__(self, folder: Path, user: str, password: str) -> None:
-        self.folder = folder
-        self.refusal = None
+        super().__init__(folder)
         self.needs = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.dies_after_push = False
 
 
 class Wheels(SimpleHTTPRequestHandler):

@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,18 +15,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 
-class GitServer:
-    """Serves every bare repository below a folder, for reading and writing.
+class Answering:
+    """What a Git server answers, without a socket: every bare repository below a folder, for reading and writing.
 
     Args:
         folder: Where the repositories are.
-        tls: What it speaks TLS with; None: it speaks plain HTTP.
     """
 
-    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
-        self.folder, self._scheme = folder, "https" if tls else "http"
-        self.asked: list[tuple[str, str, bytes]] = []
-        """Method, path and body of every request."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: deque[tuple[str, str, bytes]] = deque(maxlen=1000)
+        """Method, path and body of the newest requests."""
         self.speaks_version_2 = True
         self.refusal: int | None = None
         """Status that every request gets instead of an answer."""
@@ -33,56 +33,6 @@ class GitServer:
         """Authorization header that every request must have; empty: none."""
         self.dies_after_push = False
         """Whether the answer to a push is lost after it took effect."""
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                if tls is not None:  # here, not where connections are accepted: a client that says nothing blocks only itself
-                    self.request.settimeout(20)
-                    self.request = tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
-                    try:
-                        self.request.do_handshake()
-                    except OSError:
-                        self.request.close()
-                        raise
-                super().setup()
-
-            def finish(self) -> None:
-                with contextlib.suppress(OSError, ValueError):
-                    super().finish()
-                if tls is not None:
-                    self.request.close()
-
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def do_POST(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._http = _Server(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    @property
-    def address(self) -> str:
-        """`127.0.0.1:port`."""
-        return f"127.0.0.1:{self._http.server_address[1]}"
-
-    def url(self, name: str) -> str:
-        """URL of a repository."""
-        return f"{self._scheme}://{self.address}/{name}"
-
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join(5)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request: a refusal, or what Git's backend says."""
@@ -134,6 +84,69 @@ class GitServer:
         }
         done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, check=False)
         return done.stdout
+
+
+class GitServer(Answering):
+    """Serves every bare repository below a folder, for reading and writing.
+
+    Args:
+        folder: Where the repositories are.
+        tls: What it speaks TLS with; None: it speaks plain HTTP.
+    """
+
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(folder)
+        self._scheme = "https" if tls else "http"
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                if tls is not None:  # here, not where connections are accepted: a client that says nothing blocks only itself
+                    self.request.settimeout(20)
+                    self.request = tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+                    try:
+                        self.request.do_handshake()
+                    except OSError:
+                        self.request.close()
+                        raise
+                super().setup()
+
+            def finish(self) -> None:
+                with contextlib.suppress(OSError, ValueError):
+                    super().finish()
+                if tls is not None:
+                    self.request.close()
+
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            def do_POST(self) -> None:
+                server.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = _Server(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:port`."""
+        return f"127.0.0.1:{self._http.server_address[1]}"
+
+    def url(self, name: str) -> str:
+        """URL of a repository."""
+        return f"{self._scheme}://{self.address}/{name}"
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join(5)
 
 
 class _Server(ThreadingHTTPServer):
