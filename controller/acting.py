@@ -17,7 +17,7 @@ from typing import Any
 from controller.adapters.clone import Clone, cloned
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git.commits import facts_of
-from controller.adapters.git.urls import host_of
+from controller.adapters.git.urls import name_of
 from controller.answers import in_cluster
 from controller.answers.signed import judge_alone
 from controller.keyring import public_keys
@@ -395,8 +395,7 @@ def forge_for(project: Project, url: str) -> Forge | None:
     settings, text = project.spec.write_back.forge, os.environ.get(TOKEN, "")
     if settings is None or not text:
         return None
-    there, here = (host_of(item).split(":")[0] for item in (settings.url or url, url))
-    if there != here:
+    if name_of(settings.url or url) != name_of(url):
         return None
     from controller.adapters.forge import forge_of
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from controller.adapters.forge import RestForge, forge_of
+from controller.adapters.git.urls import name_of
 from policies.errors import RefusedError
 from policies.terms.project import Forge
 from policies.terms.secret import Secret
@@ -66,7 +67,7 @@ class ProjectForges:
 
     def _bound(self, settings: Forge) -> Forge:
         """The settings with the address that a token may be sent to."""
-        own, pinned = host_of(self._repository), self._environ.get(URL_VARIABLE, "").rstrip("/")
+        own, pinned = name_of(self._repository), self._environ.get(URL_VARIABLE, "").rstrip("/")
         url = (settings.url or pinned or (f"https://{own}" if own else PUBLIC[settings.type])).rstrip("/")
         if self._pinned is None and url != pinned and (urlsplit(url).hostname or "") != own:
             text = (
@@ -102,14 +103,6 @@ class ProjectForges:
             )
             raise RefusedError(text, reason="TokenMissing")
         return _checked(self._environ.get(name, ""), f"environment variable {name}")
-
-
-def host_of(repository: str) -> str:
-    """The host of a Git URL, also of `user@host:path`; empty for a path."""
-    if "://" in repository:
-        return urlsplit(repository).hostname or ""
-    found = re.match(r"(?:[^@/:]+@)?([^@/:]+):", repository)
-    return found[1] if found else ""
 
 
 def _checked(text: str, where: str) -> Secret:

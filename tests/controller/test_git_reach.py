@@ -12,6 +12,7 @@ import pytest
 
 from controller.adapters.git import GitRepository
 from controller.adapters.git.reach import is_direct, says_nothing
+from controller.adapters.git.urls import host_of, name_of
 from policies.errors import SilentError
 
 
@@ -75,6 +76,21 @@ def test_only_a_direct_http_server_is_tried_beforehand(
     if variable:
         monkeypatch.setenv(variable, "http://proxy:3128")
     assert is_direct(url, proxy=proxy) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "host"),
+    [
+        ("https://Git.Example:8443/x", "git.example", "git.example:8443"),
+        ("ssh://git@git.example:2222/x", "git.example", "git.example:2222"),
+        ("git@Git.Example:team/x.git", "git.example", "git.example"),
+        ("https://[2001:db8::1]/x", "2001:db8::1", "2001:db8::1"),
+        ("https://[2001:db8::2]:8443/x", "2001:db8::2", "2001:db8::2:8443"),
+        ("/srv/x.git", "", ""),
+    ],
+)
+def test_a_token_is_bound_to_the_whole_name_of_a_host(url: str, name: str, host: str) -> None:
+    assert (name_of(url), host_of(url)) == (name, host)
 
 
 def _now():  # type: ignore[no-untyped-def]

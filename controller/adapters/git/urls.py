@@ -32,10 +32,14 @@ def is_ssh(url: str) -> bool:
 
 def host_of(url: str) -> str:
     """`host` or `host:port`, lower case, as SSH and HTTP both mean it; empty for a path of this machine."""
+    host, port = name_of(url), urlsplit(url).port if "://" in url else None
+    return f"{host}:{port}" if port else host
+
+
+def name_of(url: str) -> str:
+    """The host alone, lower case, without its port; empty for a path of this machine."""
     if "://" in url:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
-        return f"{host}:{parts.port}" if parts.port else host
+        return (urlsplit(url).hostname or "").lower()
     return "" if local_path(url) is not None else url.split(":", 1)[0].rpartition("@")[2].lower()
 
 
