@@ -180,8 +180,7 @@ class _Teller:
     def _seconds_to_roll_back(self, version: str) -> float:
         """From the alert's firing to the rollback's record, which follows its commit, by the ledger's instants."""
         with opened(self._place) as seen:
-            entries = seen.entries()
-        fold_of = fold(entries)
+            fold_of = fold(seen.entries())
         done = next(task for task in fold_of.tasks.values() if task.kind == "rollback" and task.version == version)
         events = [fold_of.events[event] for event in fold_of.runs[done.run].events]
         return (done.at - events[-1].at).total_seconds()

@@ -12,7 +12,7 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository
 from controller.adapters.git.urls import local_path
-from controller.adapters.ledger import BRANCH, read_branch
+from controller.adapters.ledger import BRANCH, lines_of
 from controller.adapters.oci.layout import Layout
 from controller.answers import in_cluster, proof
 from controller.answers.signed import PROJECT_FILE, Judged, judge_each, name_among
@@ -20,6 +20,7 @@ from controller.keyring import public_certificate, public_keys
 from controller.project import Place
 from controller.trustfile import pin_of, read_trust, signature_reader, signers_of, with_certificate
 from policies.errors import DesiredStateError, OutsideError
+from policies.ledger import decode
 from policies.records import fold
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Recorded
@@ -98,10 +99,10 @@ class Opened:
         """Tip of the ledger's branch; empty when there is none."""
         return self.repository.fetch(BRANCH)
 
-    def entries(self) -> list[Entry]:
-        """The ledger as its branch has it."""
-        head = self.ledger_head()
-        return read_branch(self.repository, head) if head else []
+    def entries(self) -> Iterator[Entry]:
+        """The ledger as its branch has it, one entry at a time."""
+        if head := self.ledger_head():
+            yield from (decode(line.raw, where=line.where) for line in lines_of(self.repository, head))
 
 
 def store_of(place: Place) -> Layout | None:

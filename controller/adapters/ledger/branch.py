@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 
-from policies.ledger import Line, decode, read_line
+from policies.ledger import Line, read_line
 from policies.segments import FOLDER, in_order
-from policies.terms.record import Entry
 from reconcilers.ports import Repository
 
 BRANCH = "myelin/ledger"
@@ -38,11 +37,6 @@ def raw_lines(repository: Repository, head: str, paths: Iterable[str]) -> Iterat
         some = rest[start : start + AT_ONCE]
         texts = repository.read_many(head, some)
         yield from ((path, split(texts[path])) for path in some if path in texts)
-
-
-def read_branch(repository: Repository, head: str) -> list[Entry]:
-    """The ledger as a commit of its branch has it, as a whole."""
-    return [decode(line.raw, where=line.where) for line in lines_of(repository, head)]
 
 
 def split(text: bytes) -> Iterator[tuple[int, bytes]]:
