@@ -17,7 +17,7 @@ from policies.errors import DesiredStateError
 from policies.identity import task_run_id
 from policies.jobs import Surroundings
 from policies.proposals import DECLINED, proposal_steps
-from policies.rest import circumstances, is_at_rest
+from policies.rest import circumstances, is_at_rest, is_same
 from policies.retention import forgettable, freeable
 from policies.sensors import due_events, ended_alerts, fired, triggers_of
 from policies.statuses import status_steps
@@ -59,7 +59,7 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
     planned = 0
     for name in sorted(desired.axons):
         known = before.at_rest.get(name) if before is not None else None
-        if known is not None and known.seen.equals(found[name]):
+        if known is not None and is_same(known.seen, found[name]):
             at_rest[name] = known
             steps += known.steps
             continue

@@ -69,6 +69,28 @@ def says_the_same(one: DesiredState, other: DesiredState) -> bool:
     )
 
 
+def is_same(one: Circumstances, other: Circumstances) -> bool:
+    """Whether nothing is new between two looks at one axon; never where the fold was not kept by axon."""
+    return (
+        one.axon is other.axon
+        and one.project is other.project
+        and one.recorded is other.recorded
+        and one.recorded is not None
+        and one.is_trusted == other.is_trusted
+        and one.around == other.around
+        and one.jobs == other.jobs
+        and one.alerts == other.alerts
+        and one.received == other.received
+        and one.unread == other.unread
+        and _are(one.releases, other.releases)
+        and _are(one.versions, other.versions)
+    )
+
+
+def _are(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
+
+
 def _grouped(items: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
     found: dict[str, list[Item]] = {}
     for key, item in items:

@@ -244,27 +244,6 @@ class Circumstances:
     is_trusted: bool
     around: object
 
-    def equals(self, other: Circumstances) -> bool:
-        """Whether nothing is new."""
-        return (
-            self.axon is other.axon
-            and self.project is other.project
-            and self.recorded is other.recorded
-            and self.recorded is not None
-            and self.is_trusted == other.is_trusted
-            and self.around == other.around
-            and self.jobs == other.jobs
-            and self.alerts == other.alerts
-            and self.received == other.received
-            and self.unread == other.unread
-            and _are(self.releases, other.releases)
-            and _are(self.versions, other.versions)
-        )
-
-
-def _are(some: tuple[object, ...], others: tuple[object, ...]) -> bool:
-    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtRest:
