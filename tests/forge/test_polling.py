@@ -102,7 +102,7 @@ def test_a_stir_during_an_answer_is_not_lost() -> None:
         def __init__(self) -> None:
             self.asked = 0
             self.is_asked, self.may_go = threading.Event(), threading.Event()
-            super().__init__(None, poll_seconds=1000.0)  # type: ignore[arg-type]
+            super().__init__(None, "", poll_seconds=1000.0)  # type: ignore[arg-type]
 
         def newest(self, head: str) -> PullRequest | None:
             self.asked += 1

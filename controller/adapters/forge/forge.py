@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from controller.adapters.forge.rest import Rest
+from controller.adapters.forge.rest import Call, Rest
 from policies.terms.proposal import Approval, PullRequest, StatusState
 
 CLOSING = "<!-- myelin:closed -->"
@@ -36,13 +37,17 @@ class RestForge:
 
     Args:
         rest: Its API.
+        below: The repository's path in it, `/repos/team/digits`.
         poll_seconds: `find` and `approvals` ask for one thing this often at most, unless something changed by our own hand or
             by `stir`.
         monotonic: Seconds; for tests.
     """
 
-    def __init__(self, rest: Rest, *, poll_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.rest = rest
+    needs = ""
+    """The permission that every question needs, where one is enough for all."""
+
+    def __init__(self, rest: Rest, below: str, *, poll_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.rest, self._below = rest, below
         self._poll_seconds, self._monotonic = poll_seconds, monotonic
         self._guard = threading.Lock()
         self._stirs = 0
@@ -50,6 +55,28 @@ class RestForge:
         self._approvals: dict[int, tuple[float, tuple[Approval, ...]]] = {}
         self._statuses: dict[tuple[str, str], tuple[str, str, str]] = {}
         self._name = ""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        needs: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        fine: tuple[int, ...] = (),
+    ) -> Call:
+        """A question about this repository; `path` is below it."""
+        return Call(
+            method=method,
+            path=self._below + path,
+            what=what,
+            needs=needs or self.needs,
+            query=query or {},
+            body=body,
+            fine=fine,
+        )
 
     def close_connections(self) -> None:
         """Close all connections."""

@@ -48,10 +48,8 @@ class GiteaForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(
-            Rest(f"{root}/api/v1", token, ca=ca, refused_seconds=poll_seconds), poll_seconds=poll_seconds, monotonic=monotonic
-        )
-        self._repo = f"/repos/{quote(repository)}"
+        rest = Rest(f"{root}/api/v1", token, ca=ca, refused_seconds=poll_seconds)
+        super().__init__(rest, f"/repos/{quote(repository)}", poll_seconds=poll_seconds, monotonic=monotonic)
         self._numbers: dict[str, int] = {}
         """Head branch -> the newest pull request from it."""
         self._highest = 0
@@ -68,7 +66,7 @@ class GiteaForge(RestForge):
 
     def _look_for_new(self, head: str) -> None:
         known = self._highest if self._is_complete or head in self._numbers else 0
-        call = self._call("GET", "/pulls", f"pull request of {head}", READS, query={"state": "all"})
+        call = self.call("GET", "/pulls", f"pull request of {head}", READS, query={"state": "all"})
         highest = self._highest
         for item in self.rest.pages(call, limit_name="limit", **({"items": NEW_ITEMS} if known else {})):
             with self.rest.reading(call.what):
@@ -87,7 +85,7 @@ class GiteaForge(RestForge):
 
     def show(self, number: int) -> PullRequest:
         """One pull request; for one that ended, its head as it was then and who ended it."""
-        call = self._call("GET", f"/pulls/{number}", f"pull request {number}", READS)
+        call = self.call("GET", f"/pulls/{number}", f"pull request {number}", READS)
         item = self.rest.ask(call).value
         with self.rest.reading(call.what):
             made = _pull_request(item)
@@ -115,14 +113,14 @@ class GiteaForge(RestForge):
 
     def _last_head(self, number: int) -> str:
         # The branch may have moved on, or be gone; this ref stays where it was when the pull request ended.
-        call = self._call("GET", f"/git/refs/pull/{number}/head", f"head of pull request {number}", READS, fine=(404,))
+        call = self.call("GET", f"/git/refs/pull/{number}/head", f"head of pull request {number}", READS, fine=(404,))
         value = self.rest.ask(call).value
         with self.rest.reading(call.what):
             refs = value if isinstance(value, list) else [value]
             return next((str(ref["object"]["sha"]) for ref in refs if ref.get("ref") == f"refs/pull/{number}/head"), "")
 
     def _closed_by(self, number: int) -> str:
-        call = self._call("GET", f"/issues/{number}/timeline", f"history of pull request {number}", "scope read:issue")
+        call = self.call("GET", f"/issues/{number}/timeline", f"history of pull request {number}", "scope read:issue")
         by = ""
         for item in self.rest.pages(call, limit_name="limit"):
             if item and item.get("type") == "close":
@@ -134,7 +132,7 @@ class GiteaForge(RestForge):
     ) -> PullRequest:
         """Make one, with labels at once and reviewers one by one."""
         value = {"head": head, "base": base, "title": title, "body": body, "labels": self._labels(labels)}
-        call = self._call("POST", "/pulls", f"pull request of {head}", PULLS, body=value, fine=(409,))
+        call = self.call("POST", "/pulls", f"pull request of {head}", PULLS, body=value, fine=(409,))
         answer = self.rest.ask(call)
         if answer.status == 409:
             return self._open_one(head, base)
@@ -145,7 +143,7 @@ class GiteaForge(RestForge):
         return made
 
     def _open_one(self, head: str, base: str) -> PullRequest:
-        call = self._call("GET", "/pulls", f"pull request of {head}", READS, query={"state": "open", "base_branch": base})
+        call = self.call("GET", "/pulls", f"pull request of {head}", READS, query={"state": "open", "base_branch": base})
         for item in self.rest.pages(call, limit_name="limit"):
             with self.rest.reading(call.what):
                 made = _pull_request(item)
@@ -158,12 +156,12 @@ class GiteaForge(RestForge):
     def _labels(self, names: Sequence[str]) -> list[int]:
         if not names:
             return []
-        call = self._call("GET", "/labels", "labels", "scope write:issue")
+        call = self.call("GET", "/labels", "labels", "scope write:issue")
         with self.rest.reading(call.what):
             known = {str(item["name"]): int(item["id"]) for item in self.rest.pages(call, limit_name="limit")}
         for name in names:
             if name not in known:
-                made = self._call("POST", "/labels", f"label {name}", PULLS, body={"name": name, "color": LABEL_COLOUR})
+                made = self.call("POST", "/labels", f"label {name}", PULLS, body={"name": name, "color": LABEL_COLOUR})
                 value = self.rest.ask(made).value
                 with self.rest.reading(made.what):
                     known[name] = int(value["id"])
@@ -172,7 +170,7 @@ class GiteaForge(RestForge):
     def _ask_for_review(self, number: int, reviewer: str) -> None:
         path, what = f"/pulls/{number}/requested_reviewers", f"reviewer {reviewer} of pull request {number}"
         # Nobody of that name, the author themselves, somebody who may not read: all of them are left out.
-        self.rest.ask(self._call("POST", path, what, PULLS, body={"reviewers": [reviewer]}, fine=(403, 404, 409, 422)))
+        self.rest.ask(self.call("POST", path, what, PULLS, body={"reviewers": [reviewer]}, fine=(403, 404, 409, 422)))
 
     def rewrite(self, number: int, title: str, body: str) -> None:
         """Set title and body."""
@@ -183,7 +181,7 @@ class GiteaForge(RestForge):
         self._patch(number, {"state": "closed"}, fine=(412,))
 
     def _patch(self, number: int, body: Mapping[str, Any], *, fine: tuple[int, ...] = ()) -> None:
-        self.rest.ask(self._call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
+        self.rest.ask(self.call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
 
     def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the commit that they saw.
@@ -191,7 +189,7 @@ class GiteaForge(RestForge):
         Only official reviews count: those of people who may write to the repository or whom the branch's protection names.
         Anybody who can read a repository can make the others.
         """
-        call = self._call("GET", f"/pulls/{number}/reviews", f"reviews of pull request {number}", READS)
+        call = self.call("GET", f"/pulls/{number}/reviews", f"reviews of pull request {number}", READS)
         items = list(self.rest.pages(call, limit_name="limit"))
         with self.rest.reading(call.what):
             return approvals_in(_reviews(items))
@@ -201,7 +199,7 @@ class GiteaForge(RestForge):
         call = Call(method="GET", path="/user", what="user of the token", needs="scope read:user", fine=(403,))
         answer = self.rest.ask(call)
         if answer.status == 403:
-            answer = self.rest.ask(self._call("GET", f"/pulls/{number}", f"pull request {number}", READS))
+            answer = self.rest.ask(self.call("GET", f"/pulls/{number}", f"pull request {number}", READS))
             with self.rest.reading(call.what):
                 return str(answer.value["user"]["login"])
         with self.rest.reading(call.what):
@@ -209,7 +207,7 @@ class GiteaForge(RestForge):
 
     def comments(self, number: int) -> Iterable[Comment]:
         """All of them: this list has no pages."""
-        call = self._call("GET", f"/issues/{number}/comments", f"comments of pull request {number}", "scope read:issue")
+        call = self.call("GET", f"/issues/{number}/comments", f"comments of pull request {number}", "scope read:issue")
         items = self.rest.ask(call).value
         with self.rest.reading(call.what):
             return [Comment(id=int(it["id"]), by=str((it["user"] or {}).get("login", "")), body=str(it["body"])) for it in items]
@@ -217,31 +215,18 @@ class GiteaForge(RestForge):
     def say(self, number: int, text: str) -> None:
         """Make a comment."""
         self.rest.ask(
-            self._call("POST", f"/issues/{number}/comments", f"comment on {number}", "scope write:issue", body={"body": text})
+            self.call("POST", f"/issues/{number}/comments", f"comment on {number}", "scope write:issue", body={"body": text})
         )
 
     def rewrite_comment(self, number: int, comment: int, text: str) -> None:
         """Change a comment."""
         path = f"/issues/comments/{comment}"
-        self.rest.ask(self._call("PATCH", path, f"comment on {number}", "scope write:issue", body={"body": text}))
+        self.rest.ask(self.call("PATCH", path, f"comment on {number}", "scope write:issue", body={"body": text}))
 
     def send_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str) -> None:
         """Add a status; the newest of a context counts."""
         value = {"context": context, "state": state, "description": text, "target_url": url}
-        self.rest.ask(self._call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", PULLS, body=value))
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        what: str,
-        needs: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        fine: tuple[int, ...] = (),
-    ) -> Call:
-        return Call(method=method, path=self._repo + path, what=what, needs=needs, query=query or {}, body=body, fine=fine)
+        self.rest.ask(self.call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", PULLS, body=value))
 
 
 def _head_branch(item: Mapping[str, Any]) -> str:

@@ -52,12 +52,9 @@ class GitHubForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(
-            Rest(api_of(root), token, headers=HEADERS, ca=ca, refused_seconds=poll_seconds),
-            poll_seconds=poll_seconds,
-            monotonic=monotonic,
-        )
-        self._repository, self._repo = repository, f"/repos/{quote(repository)}"
+        rest = Rest(api_of(root), token, headers=HEADERS, ca=ca, refused_seconds=poll_seconds)
+        super().__init__(rest, f"/repos/{quote(repository)}", poll_seconds=poll_seconds, monotonic=monotonic)
+        self._repository = repository
         self._owner = repository.partition("/")[0]
         self._kept: dict[str, tuple[str, PullRequest | None]] = {}
         """Head branch -> entity tag of the list, and what was made of it."""
@@ -66,7 +63,7 @@ class GitHubForge(RestForge):
         """The newest pull request from a branch of this very repository."""
         # Of forks of the same owner there may be some in the list too; the newest page is more than enough.
         query = {"state": "all", "head": f"{self._owner}:{head}", "sort": "created", "direction": "desc", "per_page": "30"}
-        call = self._call("GET", "/pulls", f"pull request of {head}", READS, query=query, fine=(304,))
+        call = self.call("GET", "/pulls", f"pull request of {head}", READS, query=query, fine=(304,))
         kept = self._kept.get(head)
         answer = self.rest.ask(replace(call, headers={"If-None-Match": kept[0]} if kept else {}))
         if answer.status == 304 and kept:
@@ -97,14 +94,14 @@ class GitHubForge(RestForge):
         return replace(made, ended_by=self._closed_by(made.number))
 
     def _closed_by(self, number: int) -> str:
-        call = self._call("GET", f"/issues/{number}", f"pull request {number}", READS)
+        call = self.call("GET", f"/issues/{number}", f"pull request {number}", READS)
         value = self.rest.ask(call).value
         with self.rest.reading(call.what):
             return str((value.get("closed_by") or {}).get("login", ""))
 
     def show(self, number: int) -> PullRequest:
         """One pull request."""
-        call = self._call("GET", f"/pulls/{number}", f"pull request {number}", READS)
+        call = self.call("GET", f"/pulls/{number}", f"pull request {number}", READS)
         value = self.rest.ask(call).value
         with self.rest.reading(call.what):
             return _pull_request(value)
@@ -114,7 +111,7 @@ class GitHubForge(RestForge):
     ) -> PullRequest:
         """Make one, then its labels, then ask for reviews one by one."""
         value = {"head": head, "base": base, "title": title, "body": _cut(body)}
-        call = self._call("POST", "/pulls", f"pull request of {head}", PULLS, body=value, fine=(422,))
+        call = self.call("POST", "/pulls", f"pull request of {head}", PULLS, body=value, fine=(422,))
         answer = self.rest.ask(call)
         if answer.status == 422:
             if "already exists" not in self.rest.said(answer):
@@ -126,7 +123,7 @@ class GitHubForge(RestForge):
         for reviewer in reviewers:
             path, what = f"/pulls/{made.number}/requested_reviewers", f"reviewer {reviewer} of pull request {made.number}"
             # Nobody of that name, the author themselves, no collaborator: all of them are left out.
-            self.rest.ask(self._call("POST", path, what, PULLS, body={"reviewers": [reviewer]}, fine=(403, 404, 422)))
+            self.rest.ask(self.call("POST", path, what, PULLS, body={"reviewers": [reviewer]}, fine=(403, 404, 422)))
         return made
 
     def _label(self, number: int, labels: Sequence[str]) -> None:
@@ -135,15 +132,13 @@ class GitHubForge(RestForge):
         for name in dict.fromkeys(labels):
             # 422: it is there.
             value = {"name": name, "color": LABEL_COLOUR}
-            self.rest.ask(self._call("POST", "/labels", f"label {name}", PULLS, body=value, fine=(422,)))
+            self.rest.ask(self.call("POST", "/labels", f"label {name}", PULLS, body=value, fine=(422,)))
         value_of_all = {"labels": list(dict.fromkeys(labels))}
-        self.rest.ask(
-            self._call("POST", f"/issues/{number}/labels", f"labels of pull request {number}", PULLS, body=value_of_all)
-        )
+        self.rest.ask(self.call("POST", f"/issues/{number}/labels", f"labels of pull request {number}", PULLS, body=value_of_all))
 
     def _open_one(self, head: str, base: str) -> PullRequest:
         query = {"state": "open", "head": f"{self._owner}:{head}", "base": base}
-        call = self._call("GET", "/pulls", f"pull request of {head}", READS, query=query)
+        call = self.call("GET", "/pulls", f"pull request of {head}", READS, query=query)
         for item in self.rest.pages(call):
             with self.rest.reading(call.what):
                 if self._is_own(item) and item["head"]["ref"] == head and item["base"]["ref"] == base:
@@ -160,14 +155,14 @@ class GitHubForge(RestForge):
         self._patch(number, {"state": "closed"}, fine=(422,))
 
     def _patch(self, number: int, body: Mapping[str, Any], *, fine: tuple[int, ...] = ()) -> None:
-        self.rest.ask(self._call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
+        self.rest.ask(self.call("PATCH", f"/pulls/{number}", f"pull request {number}", PULLS, body=body, fine=fine))
 
     def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the commit that they saw, if they may write to the repository.
 
         Anybody who can read a public repository can review there; GitHub itself counts only those who may write.
         """
-        call = self._call("GET", f"/pulls/{number}/reviews", f"reviews of pull request {number}", READS)
+        call = self.call("GET", f"/pulls/{number}/reviews", f"reviews of pull request {number}", READS)
         items = list(self.rest.pages(call, items=100))
         with self.rest.reading(call.what):
             found = approvals_in(_reviews(items))
@@ -175,7 +170,7 @@ class GitHubForge(RestForge):
 
     def _may_write(self, name: str) -> bool:
         path = f"/collaborators/{quote(name, safe='')}/permission"
-        call = self._call("GET", path, f"permission of {name}", "the permission metadata: read", fine=(404,))
+        call = self.call("GET", path, f"permission of {name}", "the permission metadata: read", fine=(404,))
         answer = self.rest.ask(call)
         with self.rest.reading(call.what):
             return answer.status != 404 and answer.value["permission"] in ("admin", "write")
@@ -185,7 +180,7 @@ class GitHubForge(RestForge):
         call = Call(method="GET", path="/user", what="user of the token", needs="a user", fine=(403, 404))
         answer = self.rest.ask(call)
         if answer.status in call.fine:
-            answer = self.rest.ask(self._call("GET", f"/pulls/{number}", f"pull request {number}", READS))
+            answer = self.rest.ask(self.call("GET", f"/pulls/{number}", f"pull request {number}", READS))
             with self.rest.reading(call.what):
                 return str(answer.value["user"]["login"])
         with self.rest.reading(call.what):
@@ -193,7 +188,7 @@ class GitHubForge(RestForge):
 
     def comments(self, number: int) -> Iterable[Comment]:
         """All of the conversation; those on lines of the change are others."""
-        call = self._call("GET", f"/issues/{number}/comments", f"comments of pull request {number}", READS)
+        call = self.call("GET", f"/issues/{number}/comments", f"comments of pull request {number}", READS)
         for item in self.rest.pages(call, items=100):
             with self.rest.reading(call.what):
                 yield Comment(id=int(item["id"]), by=str((item["user"] or {}).get("login", "")), body=str(item["body"] or ""))
@@ -201,30 +196,17 @@ class GitHubForge(RestForge):
     def say(self, number: int, text: str) -> None:
         """Make a comment."""
         path, what = f"/issues/{number}/comments", f"comment on pull request {number}"
-        self.rest.ask(self._call("POST", path, what, PULLS, body={"body": _cut(text)}))
+        self.rest.ask(self.call("POST", path, what, PULLS, body={"body": _cut(text)}))
 
     def rewrite_comment(self, number: int, comment: int, text: str) -> None:
         """Change a comment."""
         path, what = f"/issues/comments/{comment}", f"comment on pull request {number}"
-        self.rest.ask(self._call("PATCH", path, what, PULLS, body={"body": _cut(text)}))
+        self.rest.ask(self.call("PATCH", path, what, PULLS, body={"body": _cut(text)}))
 
     def send_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str) -> None:
         """Add a status; the newest of a context counts, and a commit takes 1000 of each."""
         value = {"context": context, "state": state, "description": text, **({"target_url": url} if url else {})}
-        self.rest.ask(self._call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", STATUSES, body=value))
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        what: str,
-        needs: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        fine: tuple[int, ...] = (),
-    ) -> Call:
-        return Call(method=method, path=self._repo + path, what=what, needs=needs, query=query or {}, body=body, fine=fine)
+        self.rest.ask(self.call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", STATUSES, body=value))
 
 
 def api_of(root: str) -> str:

@@ -35,6 +35,8 @@ class GitLabForge(RestForge):
         ca: As for `Rest`.
     """
 
+    needs = API
+
     def __init__(
         self,
         root: str,
@@ -45,15 +47,13 @@ class GitLabForge(RestForge):
         ca: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(
-            Rest(f"{root}/api/v4", token, ca=ca, refused_seconds=poll_seconds), poll_seconds=poll_seconds, monotonic=monotonic
-        )
-        self._project = f"/projects/{quote(repository, safe='')}"
+        rest = Rest(f"{root}/api/v4", token, ca=ca, refused_seconds=poll_seconds)
+        super().__init__(rest, f"/projects/{quote(repository, safe='')}", poll_seconds=poll_seconds, monotonic=monotonic)
 
     def newest(self, head: str) -> PullRequest | None:
         """The newest merge request from a branch of this very project."""
         query = {"source_branch": head, "state": "all", "order_by": "created_at", "sort": "desc"}
-        call = self._call("GET", "/merge_requests", f"merge request of {head}", query=query)
+        call = self.call("GET", "/merge_requests", f"merge request of {head}", query=query)
         for item in self.rest.pages(call, items=20):
             with self.rest.reading(call.what):
                 if item["source_project_id"] == item["target_project_id"] and item["source_branch"] == head:
@@ -62,7 +62,7 @@ class GitLabForge(RestForge):
 
     def show(self, number: int) -> PullRequest:
         """One merge request."""
-        call = self._call("GET", f"/merge_requests/{number}", f"merge request {number}")
+        call = self.call("GET", f"/merge_requests/{number}", f"merge request {number}")
         value = self.rest.ask(call).value
         with self.rest.reading(call.what):
             return _pull_request(value)
@@ -76,7 +76,7 @@ class GitLabForge(RestForge):
             value["labels"] = ",".join(dict.fromkeys(labels))
         if known := [number for name in reviewers if (number := self._user(name))]:
             value["reviewer_ids"] = known
-        call = self._call("POST", "/merge_requests", f"merge request of {head}", body=value, fine=(409,))
+        call = self.call("POST", "/merge_requests", f"merge request of {head}", body=value, fine=(409,))
         answer = self.rest.ask(call)
         if answer.status == 409:
             return self._open_one(head, base)
@@ -85,7 +85,7 @@ class GitLabForge(RestForge):
 
     def _open_one(self, head: str, base: str) -> PullRequest:
         query = {"source_branch": head, "target_branch": base, "state": "opened"}
-        call = self._call("GET", "/merge_requests", f"merge request of {head}", query=query)
+        call = self.call("GET", "/merge_requests", f"merge request of {head}", query=query)
         for item in self.rest.pages(call):
             with self.rest.reading(call.what):
                 if item["source_project_id"] == item["target_project_id"]:
@@ -109,7 +109,7 @@ class GitLabForge(RestForge):
         self._put(number, {"state_event": "close"})
 
     def _put(self, number: int, body: Mapping[str, Any]) -> None:
-        self.rest.ask(self._call("PUT", f"/merge_requests/{number}", f"merge request {number}", body=body))
+        self.rest.ask(self.call("PUT", f"/merge_requests/{number}", f"merge request {number}", body=body))
 
     def reviewed(self, number: int) -> tuple[Approval, ...]:
         """Who approved it, each with the version that was the newest at that instant.
@@ -120,7 +120,7 @@ class GitLabForge(RestForge):
         are added. Older versions of GitLab tell the instant of an approval only in a note; an approval without either counts
         for nothing.
         """
-        call = self._call("GET", f"/merge_requests/{number}/approvals", f"approvals of merge request {number}")
+        call = self.call("GET", f"/merge_requests/{number}/approvals", f"approvals of merge request {number}")
         value = self.rest.ask(call).value
         with self.rest.reading(call.what):
             given = {str(item["user"]["username"]): item.get("approved_at") for item in value["approved_by"]}
@@ -140,7 +140,7 @@ class GitLabForge(RestForge):
 
     def _versions(self, number: int) -> list[tuple[str, datetime]]:
         """Head and instant of each version, oldest first."""
-        call = self._call("GET", f"/merge_requests/{number}/versions", f"versions of merge request {number}")
+        call = self.call("GET", f"/merge_requests/{number}/versions", f"versions of merge request {number}")
         items = list(self.rest.pages(call))
         with self.rest.reading(call.what):
             found = [(str(item["head_commit_sha"]), instant(item["created_at"])) for item in items]
@@ -173,37 +173,25 @@ class GitLabForge(RestForge):
 
     def _notes(self, number: int) -> Call:
         query = {"sort": "asc", "order_by": "created_at"}
-        return self._call("GET", f"/merge_requests/{number}/notes", f"notes of merge request {number}", query=query)
+        return self.call("GET", f"/merge_requests/{number}/notes", f"notes of merge request {number}", query=query)
 
     def say(self, number: int, text: str) -> None:
         """Make a note."""
         path = f"/merge_requests/{number}/notes"
-        self.rest.ask(self._call("POST", path, f"note on merge request {number}", body={"body": text}))
+        self.rest.ask(self.call("POST", path, f"note on merge request {number}", body={"body": text}))
 
     def rewrite_comment(self, number: int, comment: int, text: str) -> None:
         """Change a note."""
         path = f"/merge_requests/{number}/notes/{comment}"
-        self.rest.ask(self._call("PUT", path, f"note on merge request {number}", body={"body": text}))
+        self.rest.ask(self.call("PUT", path, f"note on merge request {number}", body={"body": text}))
 
     def send_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str) -> None:
         """Set a status: one that pends is moved on, after its end a new one is made; pending twice is refused, which is fine."""
         value = {"state": STATES[state], "name": context, "description": text, **({"target_url": url} if url else {})}
-        call = self._call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", body=value, fine=(400,))
+        call = self.call("POST", f"/statuses/{commit}", f"status {context} of {commit[:12]}", body=value, fine=(400,))
         answer = self.rest.ask(call)
         if answer.status == 400 and "Cannot transition status" not in self.rest.said(answer):
             raise self.rest.refused(call, answer)
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        what: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        fine: tuple[int, ...] = (),
-    ) -> Call:
-        return Call(method=method, path=self._project + path, what=what, needs=API, query=query or {}, body=body, fine=fine)
 
 
 def _pull_request(item: Mapping[str, Any]) -> PullRequest:
