@@ -43,54 +43,21 @@ def deploy(step: Deploy, ports: Ports, *, now: datetime, recorded: Recorded, pat
             return _give_up(step, subject, words, ports)
         outcome = Outcome(state="waiting", subject=subject, reason="Starting", message=f"{waiting[0]}: {words}")
         return Result(outcome=outcome, statements=statements)
-    name = step.version.metadata.name
-    shares = ", ".join(f"{share.version} {share.share}" for share in step.release.spec.traffic)
-    is_manual = step.mode == "manual"
-    change = Change(
-        subject=f"{step.axon}: {'record' if is_manual else 'deploy'} {name}",
-        body=_evidence(step.version) + (f"\nTraffic: {shares}" if not is_manual else ""),
-        files={
-            f"versions/{step.axon}/{name}.yaml": ports.documents.render(signed(step.version, ports)),
-            **(
-                {step.release_file: release_text(step.release, step.release_text, ports.documents)}
-                if step.mode != "manual"
-                else {}
-            ),
-        },
-        trailers={
-            "Myelin-Run": [step.version.spec.run],
-            "Myelin-Event": list(step.version.spec.events),
-            "Myelin-Version": [name],
-        },
-        statements=(task_statement(step.result),),
-    )
     if step.asking is not None:
-        return propose.ask(step.asking, change, step.result, ports, recorded=recorded, paths=paths)
-    says = f"`myelin promote {name}` gives it traffic" if is_manual else f"traffic: {shares}"
+        return propose.ask(step.asking, lambda: _coming_in(step, ports), step.result, ports, recorded=recorded, paths=paths)
+    name = step.version.metadata.name
+    says = f"`myelin promote {name}` gives it traffic" if step.mode == "manual" else f"traffic: {_shares(step.release)}"
     outcome = Outcome(state="done", subject=subject, reason="Deployed", message=f"{name} is ready; {says}", look_again=True)
-    return Result(outcome=outcome, change=change)
+    return Result(outcome=outcome, change=_coming_in(step, ports))
 
 
 def roll_back(step: RollBack, ports: Ports, *, recorded: Recorded, paths: tuple[str, ...]) -> Result:
     """Ask for the commit that takes a version out of traffic, or ask people. Its share moves before either."""
-    shares = ", ".join(f"{share.version} {share.share}" for share in step.release.spec.traffic)
-    change = Change(
-        subject=f"{step.axon}: roll back {step.version}",
-        body=f"Alert {step.text}\n{step.version} is on hold until a commit lifts it.\nTraffic: {shares}",
-        files={step.release_file: release_text(step.release, step.release_text, ports.documents)},
-        trailers={
-            "Myelin-Run": [step.result.run],
-            "Myelin-Event": [step.event_id],
-            "Myelin-Version": [step.version],
-            "Myelin-Alert": [step.text],
-        },
-        statements=(task_statement(step.result),),
-    )
     if step.asking is not None:
-        return propose.ask(step.asking, change, step.result, ports, recorded=recorded, paths=paths)
+        return propose.ask(step.asking, lambda: _going_out(step, ports), step.result, ports, recorded=recorded, paths=paths)
     message = f"{step.version} is out of traffic and on hold: {step.text}"
     outcome = Outcome(state="done", subject=f"{step.axon}/{step.version}", reason="RolledBack", message=message, look_again=True)
-    return Result(outcome=outcome, change=change)
+    return Result(outcome=outcome, change=_going_out(step, ports))
 
 
 def record_bytes(version: Version) -> bytes:
@@ -116,6 +83,45 @@ def release_text(release: Release, before: bytes, documents: Documents) -> bytes
         del spec["holds"]
     value["spec"] = spec
     return documents.edit(before, value) if before else documents.render(value)
+
+
+def _coming_in(step: Deploy, ports: Ports) -> Change:
+    """The record of a version and, unless people give it traffic by hand, its share of it."""
+    name, is_manual = step.version.metadata.name, step.mode == "manual"
+    files = {f"versions/{step.axon}/{name}.yaml": ports.documents.render(signed(step.version, ports))}
+    if not is_manual:
+        files[step.release_file] = release_text(step.release, step.release_text, ports.documents)
+    return Change(
+        subject=f"{step.axon}: {'record' if is_manual else 'deploy'} {name}",
+        body=_evidence(step.version) + (f"\nTraffic: {_shares(step.release)}" if not is_manual else ""),
+        files=files,
+        trailers={
+            "Myelin-Run": [step.version.spec.run],
+            "Myelin-Event": list(step.version.spec.events),
+            "Myelin-Version": [name],
+        },
+        statements=(task_statement(step.result),),
+    )
+
+
+def _going_out(step: RollBack, ports: Ports) -> Change:
+    """The release without a version, and the hold on it."""
+    return Change(
+        subject=f"{step.axon}: roll back {step.version}",
+        body=f"Alert {step.text}\n{step.version} is on hold until a commit lifts it.\nTraffic: {_shares(step.release)}",
+        files={step.release_file: release_text(step.release, step.release_text, ports.documents)},
+        trailers={
+            "Myelin-Run": [step.result.run],
+            "Myelin-Event": [step.event_id],
+            "Myelin-Version": [step.version],
+            "Myelin-Alert": [step.text],
+        },
+        statements=(task_statement(step.result),),
+    )
+
+
+def _shares(release: Release) -> str:
+    return ", ".join(f"{share.version} {share.share}" for share in release.spec.traffic)
 
 
 def _give_up(step: Deploy, subject: str, words: str, ports: Ports) -> Result:

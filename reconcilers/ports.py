@@ -361,7 +361,7 @@ class Forge(Protocol):
             commit: 40 hexadecimal characters.
             context: Its name, `myelin/digits`.
             state: How it stands.
-            text: One line, at most 140 characters.
+            text: One line; what is longer than a forge takes is cut.
             url: Where to read more; empty for nowhere.
         """
         ...

@@ -6,6 +6,7 @@ dying between any two lines and starting again leaves one branch and one request
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.errors import ConflictError
@@ -20,16 +21,15 @@ from policies.terms.run import TaskRun
 from policies.writeback import check_changes, is_own, message
 from reconcilers.ports import Forge, Ports
 
-STATUS_LETTERS = 140
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
     """One look at what became of a proposal."""
 
     asking: Asking
-    change: Change
+    change: Callable[[], Change]
     result: TaskRun
+    paths: tuple[str, ...]
     recorded: Recorded
     ports: Ports
     forge: Forge | None
@@ -44,12 +44,21 @@ class _Asked:
         return f"{self.proposal.axon}/{self.proposal.version}"
 
 
-def ask(asking: Asking, change: Change, result: TaskRun, ports: Ports, *, recorded: Recorded, paths: tuple[str, ...]) -> Result:
+def ask(
+    asking: Asking,
+    change: Callable[[], Change],
+    result: TaskRun,
+    ports: Ports,
+    *,
+    recorded: Recorded,
+    paths: tuple[str, ...],
+) -> Result:
     """Ask people about a change, and see what they said.
 
     Args:
         asking: What the request is to say now.
-        change: The files; what its statements say counts only once they are on the followed branch.
+        change: Makes the files, where the branch needs them anew; what its statements say counts only once they are on the
+            followed branch.
         result: How the task's record looks; people's no makes it a failed one.
         ports: The outside.
         recorded: What the forge was told already.
@@ -68,11 +77,19 @@ def ask(asking: Asking, change: Change, result: TaskRun, ports: Ports, *, record
             outcome=_waits(subject, "Proposing", f"{asking.title}: people are to be asked", look_again=True),
             statements=(proposal_statement(proposal),),
         )
-    check_changes(change.files, paths)
     forge = ports.forges.of(asking.forge) if asking.forge is not None else None
     # The request first, then the branches: what was merged in between is on the branch that is read after it.
     request = forge.find(proposal.branch) if forge is not None and proposal.heads else None
-    asked = _Asked(asking=asking, change=change, result=result, recorded=recorded, ports=ports, forge=forge, request=request)
+    asked = _Asked(
+        asking=asking,
+        change=change,
+        result=result,
+        paths=paths,
+        recorded=recorded,
+        ports=ports,
+        forge=forge,
+        request=request,
+    )
     tip = ports.repository.fetch(proposal.branch)
     if request is not None and request.state != "open":
         return _answered(asked, request)
@@ -98,7 +115,7 @@ def end(step: EndProposal, ports: Ports, *, recorded: Recorded) -> Result:
             pending = recorded.statuses.get((commit, REVIEW), ())
             if pending and not has_ended(recorded, commit, REVIEW):
                 how = state if commit == proposal.head else "error"
-                forge.set_status(commit, context=REVIEW, state=how, text=step.reason[:STATUS_LETTERS])
+                forge.set_status(commit, context=REVIEW, state=how, text=step.reason)
                 statements.append(status_statement(proposal.axon, commit=commit, context=REVIEW, state=how))
     tip = ports.repository.fetch(proposal.branch)
     if tip in proposal.heads:
@@ -114,9 +131,7 @@ def end(step: EndProposal, ports: Ports, *, recorded: Recorded) -> Result:
 
 def set_status(step: SetStatus, ports: Ports) -> Result:
     """Tell the forge how a commit fares; told twice is told once."""
-    ports.forges.of(step.forge).set_status(
-        step.commit, context=step.context, state=step.state, text=" ".join(step.reason.split())[:STATUS_LETTERS]
-    )
+    ports.forges.of(step.forge).set_status(step.commit, context=step.context, state=step.state, text=step.reason)
     outcome = Outcome(state="done", subject=step.axon, reason="StatusSet", message=f"{step.context}: {step.state}", is_quiet=True)
     statement = status_statement(step.axon, commit=step.commit, context=step.context, state=step.state)
     return Result(outcome=outcome, statements=(statement,))
@@ -127,12 +142,14 @@ def _refresh(asked: _Asked, tip: str) -> Result:
     proposal, asking, ports = asked.proposal, asked.asking, asked.ports
     if tip and tip == proposal.head and proposal.heads[tip] == (asking.base, asking.shown):
         return _review(asked, tip)
-    trailers = {**asked.change.trailers, "Myelin-Evidence": [asking.shown]}
+    change = asked.change()
+    check_changes(change.files, asked.paths)
+    trailers = {**change.trailers, "Myelin-Evidence": [asking.shown]}
     commit = ports.repository.propose(
         branch=proposal.branch,
         parent=asking.base,
-        changes=asked.change.files,
-        message=message(asked.change.subject, asked.change.body, trailers),
+        changes=change.files,
+        message=message(change.subject, change.body, trailers),
         at=proposal.at,
         expected=tip,
         author=asking.committer,
@@ -169,7 +186,7 @@ def _review(asked: _Asked, commit: str) -> Result:
         # An end state stays: what was approved once is not taken back by a status, the forge's own rules may do that.
         if word not in told and not has_ended(asked.recorded, commit, REVIEW):
             said = text if word == steps[-1] else "the evidence is being looked at"
-            forge.set_status(commit, context=REVIEW, state=word, text=said[:STATUS_LETTERS], url=request.url)
+            forge.set_status(commit, context=REVIEW, state=word, text=said, url=request.url)
             statements.append(status_statement(proposal.axon, commit=commit, context=REVIEW, state=word))
     for older in proposal.heads:
         if older != commit and asked.recorded.statuses.get((older, REVIEW)) and not has_ended(asked.recorded, older, REVIEW):
