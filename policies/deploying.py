@@ -493,7 +493,7 @@ def _release_file(desired: DesiredState, axon: str, deployer: str) -> tuple[str,
 def image_identities(desired: DesiredState, observed: Observed, around: Surroundings) -> Mapping[str, ImageSpec]:
     """Identity -> spec of every image that a live run may ask for, so that a look can look at them."""
     specs: dict[str, ImageSpec] = {}
-    rules = desired.project.spec.source
+    project = desired.project.spec
     done = Counter(task.run for task in observed.recorded.tasks.values())
     for run in observed.recorded.runs.values():
         axon = desired.axons.get(run.axon)
@@ -504,7 +504,7 @@ def image_identities(desired: DesiredState, observed: Observed, around: Surround
             continue
         for _, build in image_builds(axon.document):
             try:
-                spec = image_spec(axon, build, run, around, recorded=observed.recorded, rules=rules)
+                spec = image_spec(axon, build, run, around, recorded=observed.recorded, project=project)
             except DesiredStateError:
                 continue
             specs[image_identity(spec)] = spec

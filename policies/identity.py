@@ -64,6 +64,18 @@ def trial_run_id(task_run: str, trial: str, rung: int) -> Digest:
 @lru_cache(maxsize=4096)
 def image_identity(spec: ImageSpec) -> Digest:
     """Name what an image is built from: commit and event set only label it, equal content keeps one name."""
+    rules = spec.rules
+    # What is as it always was is left out, so that an image keeps its name when a rule is added here.
+    more = {
+        "precompile": rules.precompile,
+        "platforms": rules.platforms or None,
+        "stamp": spec.commit if rules.stamps else None,
+        "builderImage": spec.builder_image or None,
+        "network": spec.network or None,
+        "buildsWheels": rules.builds_wheels or None,
+        "index": rules.index or None,
+        "secrets": [[item.name, item.path] for item in spec.secrets] or None,
+    }
     return digest_value(
         {
             "repository": spec.repository,
@@ -71,6 +83,7 @@ def image_identity(spec: ImageSpec) -> Digest:
             "base": spec.base,
             "builder": spec.builder,
             "dockerfile": spec.dockerfile,
+            **{key: value for key, value in more.items() if value is not None},
         }
     )
 

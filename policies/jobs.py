@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from policies.building import build_rules, build_secrets
 from policies.canonical import digest_value, short_name
 from policies.errors import DesiredStateError
 from policies.hygiene import bytes_of, told
@@ -20,7 +21,7 @@ from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.event import Event
 from policies.terms.observed import Recorded
-from policies.terms.project import Source
+from policies.terms.project import ProjectSpec
 from policies.terms.run import Run, TaskRun
 from policies.terms.source import Elsewhere, Resolved
 from policies.terms.task import ImageSpec, JobSpec, Kept
@@ -89,7 +90,7 @@ def upstream(run: Run, before: Sequence[TaskRun], recorded: Recorded) -> Upstrea
 
 
 def image_spec(
-    axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings, *, recorded: Recorded, rules: Source
+    axon: DesiredAxon, build: ImageBuild, run: Run, around: Surroundings, *, recorded: Recorded, project: ProjectSpec
 ) -> ImageSpec:
     """The image that a task is built as.
 
@@ -99,7 +100,7 @@ def image_spec(
         run: What it is built for.
         around: Where jobs and servers run.
         recorded: Knows what other repositories came to.
-        rules: What of a repository is read.
+        project: What of a repository is read, and how images are built.
 
     Raises:
         DesiredStateError: Its source folder cannot be found, or may not be read, or was not looked for in its repository yet.
@@ -128,9 +129,14 @@ def image_spec(
         event_set=run.event_set,
         source=source,
         source_commit=found.commit if found is not None else "",
-        largest_bytes=bytes_of(rules.largest_file),
+        largest_bytes=bytes_of(project.source.largest_file),
         submodules=axon.submodules.get(folder, ()) if source is None else (),
-        reads_submodules=rules.submodules,
+        reads_submodules=project.source.submodules,
+        rules=build_rules(project.builder),
+        builder_image=build.s2i.builder_image if build.s2i is not None else "",
+        network=build.dockerfile is not None and build.dockerfile.network,
+        secrets=build_secrets(build),
+        checks_exists=build.check_image_exists,
     )
 
 

@@ -112,7 +112,7 @@ def image_steps(
         context.run,
         context.around,
         recorded=recorded,
-        rules=context.desired.project.spec.source,
+        project=context.desired.project.spec,
     )
     identity = image_identity(spec)
     state = context.observed.images.get(identity)

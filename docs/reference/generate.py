@@ -76,15 +76,21 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   | approvals = people who must approve the very evidence before `myelin/review` says success | author_is_enough = whether the
   training commit's signer may be the only one || Source: submodules = read their content too | largest_file = larger files
   are refused before they are read || Author: email = address in commits || Builder: base = base image by digest, or `host` |
-  index = where wheels come from | require_hashes = refuse unlocked requirements | allow_source_distributions = run their
-  setup code || Limits: runs_per_day = most runs in a day | retrains_per_day = most trainings in a day |
+  base_signers = one of these must have signed it; none: its digest is enough | index = where wheels come from | require_hashes
+  = refuse unlocked requirements | allow_source_distributions = run their setup code | precompile = add a layer of compiled
+  modules; none: to images that serve | platforms = `linux/amd64`, `linux/arm64`; none: the controller's own | stamp = write
+  the commit and its time into the image | reproducibility = build again elsewhere and compare: never, now and then, or always,
+  and then nothing that differs is promoted | buildkit = address of a BuildKit that builds Dockerfiles | limits = of one build
+  by Dockerfile || ImageSigner: key = public key, PEM | identity = signer as the issuer knows them | issuer = who vouches ||
+  BuildLimits: memory = most of it | disk = most of it | time = longest || Limits: runs_per_day = most runs in a day | retrains_per_day = most trainings in a day |
   accelerator_hours_per_day = most hours of accelerators in a day | max_concurrent_jobs = most jobs at a time || Policy: on =
   what it judges; kubectl wants it quoted, `"on"` | require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for
   `{{workflow.parameters.NAME}}` | artifacts = source of images | volume_claim_template = claim of a shared volume | volume =
   shared volume | tasks = what can be run | sensors = when it is run | suspend = nothing new starts; what serves goes on ||
   NamedValue: value = its value || Artifact: path = where its root appears in `buildLocation` | git = another repository; none:
-  this one | s3 = source in a bucket | dvc = data by digest || Git: repo = URL | revision = branch, tag or commit |
+  this one | s3 = source in a bucket | dvc = data by digest || Git: repo = URL | revision = branch, tag or commit | verify =
+  it must be signed by one of the project's signers: the tag, else the commit |
   ssh_private_key_secret = key to read it with || SecretKey: key = the key inside of it
 Task: container = a program that leaves data | train = one that leaves a model | deploy = one that serves | spark = Spark
   application | inputs = earlier manifests' key, meaning unknown | sidecars = containers beside it || Body: image = a ready-made
@@ -93,7 +99,8 @@ Task: container = a program that leaves data | train = one that leaves a model |
 EnvVar: value = may hold `{{workflow.parameters.NAME}}` | value_from = where it comes from || ImageBuild: repository_name = the
   image's name; none: the axon's | artifact = one of `spec.artifacts` | build_location = folder below the artifact's path |
   dockerfile = build by Dockerfile | s2i = build from source and `requirements.txt` | check_image_exists = do not build what
-  exists | volumes = secrets for the build | volume_mounts = where they appear || Dockerfile: path = relative to `buildLocation`
+  exists | volumes = secrets for the build | volume_mounts = where they appear || Dockerfile: path = relative to `buildLocation` |
+  network = its steps may reach the network, which is recorded
   || S2I: context_dir = source folder below `buildLocation` | builder_image = image that earlier builds used
 TrainTask: loss_metric = decides which training is best | loss_metric_selector = which is better | metrics = others that it
   reports | hp_tuning = tune its parameters | tf_job_spec = distributed training | dataset = data to record by digest | seed =

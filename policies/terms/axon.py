@@ -43,6 +43,8 @@ class Git(Document):
     repo: str = ""
     revision: str = ""
     ssh_private_key_secret: SecretKey | None = None
+    verify: bool = False
+    """Whether it must be signed: the tag that `revision` names, else the commit."""
 
 
 class Artifact(Document):
@@ -59,6 +61,8 @@ class Dockerfile(Document):
     """A build by Dockerfile."""
 
     path: str
+    network: bool = False
+    """Whether its steps may reach the network, which is recorded."""
 
 
 class S2I(Document):

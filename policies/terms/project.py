@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from policies.terms.document_types import Document, Instant, Quantity
+from policies.terms.build import Reproducibility
+from policies.terms.document_types import Document, Duration, Instant, Quantity
 from policies.terms.revision import KeyKind
 
 GIT_URL = r"^([a-z][a-z0-9+.-]*://([^\s/:@]+@)?[^\s/@]*(/\S*)?|[^\s/:-][^\s/:]*:/?[^\s/:]\S*|/\S*)$"
@@ -277,13 +278,44 @@ class Source(Document):
     """Files of a source folder above it are refused before they are read."""
 
 
+class ImageSigner(Document):
+    """Somebody whose signature lets a base image be built on: a public key, or an identity and who vouches for it."""
+
+    name: str
+    key: str = ""
+    """Public key, PEM, as `cosign.pub`."""
+    identity: str = ""
+    issuer: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ImageSigner:
+        if bool(self.key) == bool(self.identity) or bool(self.identity) != bool(self.issuer):
+            raise ValueError("expected either key, or identity and issuer")
+        return self
+
+
+class BuildLimits(Document):
+    """How much one build by Dockerfile may take."""
+
+    memory: Quantity = "4Gi"
+    disk: Quantity = "20Gi"
+    time: Duration = "1h"
+
+
 class Builder(Document):
     """How images are built."""
 
     base: str = "host"
+    base_signers: tuple[ImageSigner, ...] = ()
     index: str | None = None
     require_hashes: bool = False
     allow_source_distributions: bool = False
+    precompile: bool | None = None
+    platforms: tuple[Literal["linux/amd64", "linux/arm64"], ...] = ()
+    stamp: Literal["none", "commit"] = "none"
+    reproducibility: Reproducibility = "off"
+    buildkit: str = ""
+    limits: BuildLimits = BuildLimits()
 
 
 class Limits(Document):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from policies.terms.build import NO_RULES, BuildRules, BuildSecret
 from policies.terms.digest import Digest
 from policies.terms.source import Elsewhere, Submodule
 
@@ -131,6 +132,14 @@ class ImageSpec:
     in the tree."""
     reads_submodules: bool = False
     """Whether those of the other repository are read too."""
+    rules: BuildRules = NO_RULES
+    builder_image: str = ""
+    """What the manifest names as the earlier Myelin's builder image; empty for none."""
+    network: bool = False
+    """Whether steps of a Dockerfile may reach the network."""
+    secrets: tuple[BuildSecret, ...] = ()
+    checks_exists: bool = False
+    """Whether an image of that repository and commit that is there already is taken as it is, if it is ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

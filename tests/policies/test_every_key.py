@@ -25,6 +25,7 @@ apiVersion kind metadata.name
 spec.serviceAccountName spec.parameters[].name spec.parameters[].value
 spec.artifacts[].name spec.artifacts[].path spec.artifacts[].git.repo spec.artifacts[].git.revision
 spec.artifacts[].git.sshPrivateKeySecret.name spec.artifacts[].git.sshPrivateKeySecret.key
+spec.artifacts[].git.verify
 spec.artifacts[].s3
 spec.volumeClaimTemplate.metadata.name spec.volumeClaimTemplate.spec.storageClassName
 spec.volumeClaimTemplate.spec.accessModes spec.volumeClaimTemplate.spec.resources.requests.storage
@@ -36,7 +37,7 @@ spec.tasks spec.sensors
 
 ANY_KIND = """
 image
-imageBuild.repositoryName imageBuild.artifact imageBuild.buildLocation imageBuild.dockerfile.path
+imageBuild.repositoryName imageBuild.artifact imageBuild.buildLocation imageBuild.dockerfile.path imageBuild.dockerfile.network
 imageBuild.s2i.contextDir imageBuild.s2i.builderImage imageBuild.checkImageExists
 imageBuild.volumes[].name imageBuild.volumes[].secret.secretName
 imageBuild.volumeMounts[].name imageBuild.volumeMounts[].mountPath
@@ -128,6 +129,10 @@ spec.writeBack.forge.tokenFrom.secret.name spec.writeBack.forge.tokenFrom.secret
 spec.writeBack.review.labels spec.writeBack.review.reviewers spec.writeBack.review.approvals
 spec.writeBack.review.authorIsEnough spec.source.submodules spec.source.largestFile
 spec.builder.base spec.builder.index spec.builder.requireHashes spec.builder.allowSourceDistributions
+spec.builder.precompile spec.builder.platforms spec.builder.stamp spec.builder.reproducibility spec.builder.buildkit
+spec.builder.limits.memory spec.builder.limits.disk spec.builder.limits.time
+spec.builder.baseSigners[].name spec.builder.baseSigners[].key spec.builder.baseSigners[].identity
+spec.builder.baseSigners[].issuer
 spec.policies[].name spec.policies[].on spec.policies[].require spec.policies[].message
 spec.limits.runsPerDay spec.limits.retrainsPerDay spec.limits.acceleratorHoursPerDay spec.limits.maxConcurrentJobs
 spec.repository.url spec.repository.secretName spec.registry.repository spec.registry.secretName spec.registry.pullSecretName
