@@ -19,7 +19,7 @@ from controller.adapters.documents import YamlDocuments
 from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
 from controller.adapters.engine_local import LocalEngine
 from controller.adapters.git import GitRepository, OtherRepositories, access_from_folder, mirror_name
-from controller.adapters.images import PythonImages
+from controller.adapters.images import SignedImages
 from controller.adapters.ledger import GitLedger
 from controller.adapters.metrics import SampledMetrics
 from controller.adapters.oci.bases import Bases
@@ -127,7 +127,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             ledger=ledger,
             engine=engine,
             sources=sources,
-            images=PythonImages(repository, layout, state / "build", signer, image_keys, clock, wake, sources=sources),
+            images=SignedImages(repository, layout, state / "build", signer, image_keys, clock, wake, sources=sources),
             sampler=BohbSampler(),
             metrics=metrics,
             inbox=spool,
@@ -287,7 +287,7 @@ def wire_in_cluster(
         closing.callback(shared.desk.dismiss, admitted)
         known = {"token": token, "hook": hook, "project": admitted, "public": shared.inbox}
         inbox.leave_address(state / "inbox", port=shared.desk.server_port, **known)
-        images = PythonImages(
+        images = SignedImages(
             repository,
             layout,
             state / "build",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from controller.adapters.clock import SystemClock
-from controller.adapters.images import PythonImages
+from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from policies.canonical import canonical
@@ -83,7 +83,7 @@ class Real(Source):
 
     def restart(self) -> None:
         public = (self.key.public_pem,)
-        self.images: Any = PythonImages(self.repository, self.layout, self.folder / "build", self.key, public, SystemClock())
+        self.images: Any = SignedImages(self.repository, self.layout, self.folder / "build", self.key, public, SystemClock())
 
     def ended(self, spec: ImageSpec) -> ImageState:
         deadline = time.monotonic() + DEADLINE_SECONDS

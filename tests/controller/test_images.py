@@ -16,7 +16,7 @@ import pytest
 from controller.adapters.attestor import PROVENANCE, SIGNATURE, sign_image, verify_image
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, init_bare
-from controller.adapters.images import PythonImages
+from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey, SshKey
 from controller.adapters.oci.assembly import PYTHON
 from controller.adapters.oci.bases import Bases
@@ -144,7 +144,7 @@ class Builds:
         self.repository = GitRepository(str(folder / "origin.git"), folder / "git", key)
         self.layout = Layout(folder / "store")
         signer = ImageKey.generate(folder / "image.pem")
-        self.images = PythonImages(self.repository, self.layout, folder / "build", signer, (signer.public_pem,), SystemClock())
+        self.images = SignedImages(self.repository, self.layout, folder / "build", signer, (signer.public_pem,), SystemClock())
 
     def build(self, files: dict[str, bytes | None], *, base: str = "host") -> ImageState:
         tip = self.repository.fetch("main")
@@ -276,7 +276,7 @@ class Pushes:
         return ImageSpec(repository="team/r", commit=commit, folder="src", tree=tree, base=base, event_set=digest_of(b"e"))
 
     @contextmanager
-    def controller(self, state: str, address: str = "") -> Iterator[tuple[PythonImages, MirroredLayout]]:
+    def controller(self, state: str, address: str = "") -> Iterator[tuple[SignedImages, MirroredLayout]]:
         place = f"{address or self.server.address}/team/{self.name}"
         with closing(Registry(self.access(place), tries=1)) as registry:
             layout = MirroredLayout(self.folder / state / "store", registry)
@@ -287,12 +287,12 @@ class Pushes:
             bases = Bases(layout, build / "bases", self.access)
             public = (self.key.public_pem,)
             yield (
-                PythonImages(self.repository, layout, build, self.key, public, SystemClock(), bases=bases),
+                SignedImages(self.repository, layout, build, self.key, public, SystemClock(), bases=bases),
                 layout,
             )
 
 
-def ended(images: PythonImages, spec: ImageSpec) -> ImageState:
+def ended(images: SignedImages, spec: ImageSpec) -> ImageState:
     images.start(spec)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -303,7 +303,7 @@ def ended(images: PythonImages, spec: ImageSpec) -> ImageState:
     raise AssertionError("never built")
 
 
-def built(images: PythonImages, spec: ImageSpec) -> Digest:
+def built(images: SignedImages, spec: ImageSpec) -> Digest:
     state = ended(images, spec)
     assert state.phase == "built", state.message
     assert state.digest is not None

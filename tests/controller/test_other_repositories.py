@@ -14,7 +14,7 @@ import pytest
 
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitAccess, GitRepository, OtherRepositories, access_from, init_bare
-from controller.adapters.images import PythonImages
+from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey, SshKey
 from controller.adapters.oci.layout import Layout
 from policies.errors import DesiredStateError, OutsideError, RefusedError
@@ -184,7 +184,7 @@ class Builds:
         self.repository = GitRepository(str(folder / "own.git"), folder / "own", SshKey.generate(folder / "key"))
         signer = ImageKey.generate(folder / "image.pem")
         self.layout = Layout(folder / "store")
-        self.images = PythonImages(
+        self.images = SignedImages(
             self.repository,
             self.layout,
             folder / "build",

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from controller.adapters.attestor import PROVENANCE, verify_image
+from controller.adapters.build.python import PythonBuilder
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, OtherRepositories, access_from, init_bare
-from controller.adapters.images import PythonImages
+from controller.adapters.image_source import SourceReader
+from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.layout import Layout
 from policies.submodules import submodules_in
@@ -51,7 +53,7 @@ class Served:
         closing.callback(self.others.close)
         signer = ImageKey.generate(folder / "image.pem")
         self.layout, self.public = Layout(folder / "store"), (signer.public_pem,)
-        self.images = PythonImages(
+        self.images = SignedImages(
             self.repository,
             self.layout,
             folder / "build",
@@ -137,8 +139,11 @@ def test_a_folder_that_holds_a_submodule_has_its_files_at_the_pinned_commit(serv
     assert log.stdout.split() == [pinned]
     assert state.digest is not None
     # Whoever finds the image again, by its signed provenance alone, says the same of it.
-    again = served.images._materials_of(verify_image(served.layout, state.digest, served.public)[PROVENANCE])
-    assert {key: value for key, value in again.items() if key != "runtime"} == state.materials
+    provenance = verify_image(served.layout, state.digest, served.public)[PROVENANCE]
+    reader = SourceReader(served.repository, served.others, served.folder / "lfs")
+    builder = PythonBuilder(reader, served.layout, served.folder / "build", None)
+    assert builder.materials(provenance, spec) == state.materials
+    assert builder.materials(provenance, replace(spec, tree="2" * 40)) is None
 
 
 def test_a_folder_that_lies_in_a_submodule_is_built_from_there_alone(served: Served) -> None:
