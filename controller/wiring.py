@@ -90,7 +90,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             access=access,
         )
         closing.callback(repository.close)
-        sources = OtherRepositories(state / "mirrors", settings.repository, access)
+        sources = OtherRepositories(state / "mirrors", settings.repository, access, signatures=signatures)
         closing.callback(sources.close)
         forges = ProjectForges(settings.repository)
         closing.callback(forges.close)
@@ -230,6 +230,7 @@ def wire_in_cluster(
             project.url,
             project.git_access,
             secret=lambda source: source_access(shared.cluster, project.namespace, source),
+            signatures=signatures,
             is_shared=True,
         )
         closing.callback(sources.close)

@@ -164,7 +164,11 @@ def _resolved(step: ResolveSource, stand_ins: dict[str, str]) -> Resolved:
         for text in (f"the commit of {step.source}", *(f"folder {folder or '/'} of {step.source}" for folder in step.folders))
     )
     return Resolved(
-        repo=step.source.repo, revision=step.source.revision, commit=commit, trees=dict(zip(step.folders, trees, strict=True))
+        repo=step.source.repo,
+        revision=step.source.revision,
+        commit=commit,
+        trees=dict(zip(step.folders, trees, strict=True)),
+        signer="somebody" if step.source.verify else "",
     )
 
 

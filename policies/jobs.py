@@ -143,7 +143,8 @@ def image_spec(
 def resolved(run: Run, source: Elsewhere, recorded: Recorded) -> Resolved | None:
     """What another repository came to for a run; None when that is not recorded yet."""
     known = recorded.sources.get(run.id, ())
-    return next((item for item in known if (item.repo, item.revision) == (source.repo, source.revision)), None)
+    wanted = (source.repo, source.revision, source.verify)
+    return next((item for item in known if (item.repo, item.revision, bool(item.signer)) == wanted), None)
 
 
 def environment(axon: Axon, env: Sequence[EnvVar], *, sensor: Sensor | None = None) -> dict[str, str]:

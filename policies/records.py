@@ -236,8 +236,9 @@ def source_statement(axon: str, run: str, found: Resolved) -> Statement:
         "revision": found.revision,
         "commit": found.commit,
         "trees": dict(found.trees),
+        **({"signer": found.signer} if found.signer else {}),
     }
-    place = short_name(digest_value([found.repo, found.revision]))
+    place = short_name(digest_value([found.repo, found.revision, *([found.signer] if found.signer else [])]))
     return Statement(kind="source", key=f"source/{run}/{place}", axon=axon, body=body)
 
 
@@ -295,7 +296,13 @@ def _tell(body: Mapping[str, Any]) -> Tell:
 
 
 def _source(body: Mapping[str, Any]) -> Resolved:
-    return Resolved(repo=body["repo"], revision=body["revision"], commit=body["commit"], trees=body["trees"])
+    return Resolved(
+        repo=body["repo"],
+        revision=body["revision"],
+        commit=body["commit"],
+        trees=body["trees"],
+        signer=body.get("signer", ""),
+    )
 
 
 def _event(body: Mapping[str, Any], axon: str) -> Event:

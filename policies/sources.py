@@ -38,6 +38,7 @@ def elsewhere_of(axon: Axon, build: ImageBuild) -> Elsewhere | None:
         revision=git.revision,
         secret=named.name if named is not None else "",
         secret_key=named.key if named is not None else "",
+        verify=git.verify,
     )
 
 

@@ -104,6 +104,7 @@ def image_steps(
             run=context.run.id,
             source=source,
             folders=folders_elsewhere(context.axon.document, source),
+            signers=context.desired.signers if source.verify else (),
         )
         return None
     spec = image_spec(

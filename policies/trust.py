@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from policies.terms.revision import CommitFacts, Pin, Signature, TagFacts, TrustedKey
+from policies.terms.source import Resolved
 from policies.writeback import is_by, is_own, may_touch
 
 HOW_TO_PIN = "pin who may change this repository: `myelin run --trust FILE`, or spec.trust.signers of the Project object"
@@ -134,17 +135,43 @@ def judge_tag(tag: TagFacts, signers: Iterable[TrustedKey], *, name: str) -> tup
         return "", f"{subject}: expected the tag of a commit, got one of a {tag.target_kind}"
     if tag.signature is None:
         return "", f"{subject}: expected a signed tag, got an unsigned one; sign it: `git tag -s`"
-    if fault := _fault_of(tag.signature, tag.at, thing="tag"):
+    return _judge_alone(tag.signature, tag.at, signers, subject=subject, thing="tag")
+
+
+def judge_source(found: Resolved, signers: Iterable[TrustedKey]) -> tuple[str, str]:
+    """Who signed what another repository's revision came to, and why it is not trusted; one of both is empty.
+
+    A tag is judged by its own signature; a branch or a commit by that of the one commit that it names.
+    """
+    signed = found.signed
+    if isinstance(signed, TagFacts):
+        if signed.target != found.commit:
+            return "", f"tag {found.revision}: expected the tag of {found.commit[:12]}, got one of {signed.target[:12]}"
+        return judge_tag(signed, signers, name=found.revision.removeprefix("refs/").removeprefix("tags/"))
+    subject = f"commit {found.commit[:12]}"
+    if signed is None or signed.signature is None:
+        return "", f"{subject}: expected a signed tag or commit, got an unsigned one; sign it: `git tag -s`, `git commit -S`"
+    return _judge_alone(signed.signature, signed.at, signers, subject=subject, thing="commit")
+
+
+def _judge_alone(
+    signature: Signature, at: datetime, signers: Iterable[TrustedKey], *, subject: str, thing: str
+) -> tuple[str, str]:
+    """The same for a signature that stands alone, without a history that would say more."""
+    if fault := _fault_of(signature, at, thing=thing):
         return "", f"{subject}: {fault}"
     keys = tuple(signers)
-    found = [key for key in keys if is_by(tag.signature, key)]
+    found = [key for key in keys if is_by(signature, key)]
     if not found:
-        return "", f"{subject}: {_stranger(tag.signature, len(keys))}"
+        return "", f"{subject}: {_stranger(signature, len(keys))}"
     if revoked := next((key for key in found if key.revoked), None):
         return "", f"{subject}: signed by {revoked.name}, whose key was revoked: {revoked.revoked}"
     if found[0].paths:
-        return "", f"{subject}: signed by {found[0].name}, who may change {', '.join(found[0].paths)} only, and no tag"
-    if fault := _out_of_time(found[0], tag.signature, tag.at, ()):
+        return (
+            "",
+            f"{subject}: signed by {found[0].name}, who may change {', '.join(found[0].paths)} only, and no {thing} elsewhere",
+        )
+    if fault := _out_of_time(found[0], signature, at, ()):
         return "", f"{subject}: {fault}"
     return found[0].name, ""
 

@@ -78,7 +78,7 @@ def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredStat
     desired = read(
         ports.repository, ports.documents, revision, memory=memory, tip=tip, trust_fault=trust.fault, unsigned=trust.unsigned
     )
-    desired = replace(desired, committed=memory.committed)
+    desired = replace(desired, committed=memory.committed, signers=trust.signers)
     memory.tip, memory.desired = tip, desired
     return desired
 

@@ -10,7 +10,7 @@ from policies.errors import Fault
 from policies.terms.axon import Axon
 from policies.terms.project import Project
 from policies.terms.release import Release
-from policies.terms.revision import Revision
+from policies.terms.revision import Revision, TrustedKey
 from policies.terms.source import Submodule
 from policies.terms.version import Version
 
@@ -55,6 +55,8 @@ class DesiredState:
     """Why the tip is not trusted; empty when it is."""
     unsigned: int = 0
     """Unsigned commits that were accepted because the pin allows it."""
+    signers: tuple[TrustedKey, ...] = ()
+    """Whom the revision trusts."""
     committed: Committed = field(default_factory=Committed)
     """What the controller has committed once: what is not there any more, somebody took away."""
 

@@ -14,6 +14,7 @@ from policies.terms.observed import Recorded
 from policies.terms.project import Forge, Project, WriteBackMode
 from policies.terms.proposal import Asking, Proposal, StatusState
 from policies.terms.release import Release
+from policies.terms.revision import TrustedKey
 from policies.terms.run import Run, TaskRun
 from policies.terms.source import Elsewhere
 from policies.terms.task import ImageSpec, JobSpec, ServerSpec
@@ -68,6 +69,8 @@ class ResolveSource(Step):
     source: Elsewhere
     folders: tuple[str, ...]
     """Folders of it that the run builds from."""
+    signers: tuple[TrustedKey, ...] = ()
+    """Who may have signed it, where the manifest asks for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from policies.terms.revision import CommitFacts, TagFacts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
@@ -18,6 +20,8 @@ class Elsewhere:
     """Name of the Secret with an SSH key for it; empty for none."""
     secret_key: str = ""
     """Which of its keys is the private one; empty: `identity`."""
+    verify: bool = False
+    """Whether it must be signed by somebody whom the project trusts."""
 
     def __str__(self) -> str:
         return f"{self.repo} at {self.revision or 'its default branch'}"
@@ -45,3 +49,7 @@ class Resolved:
     """40 hexadecimal characters."""
     trees: Mapping[str, str] = field(default_factory=dict)
     """Source folder of that commit -> Git tree id, or what names a folder of a submodule; empty where the folder is missing."""
+    signed: TagFacts | CommitFacts | None = None
+    """What vouches for it, where that was asked for: the annotated tag of that name, else the commit."""
+    signer: str = ""
+    """Name of the signer who counts; empty where none was asked for, or before that was decided."""

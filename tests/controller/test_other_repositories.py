@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from controller.adapters.git import GitAccess, GitRepository, OtherRepositories,
 from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey, SshKey
 from controller.adapters.oci.layout import Layout
+from controller.adapters.signatures import SignatureReader
 from policies.errors import DesiredStateError, OutsideError, RefusedError
+from policies.terms.revision import TagFacts, TrustedKey
 from policies.terms.source import Elsewhere
 from policies.terms.task import ImageSpec, ImageState
+from policies.trust import judge_source
 from tests.contracts.git_server import GitServer, git_server
 from tests.contracts.ssh_server import SshServer, ssh_server
 
@@ -60,8 +64,10 @@ class There:
         self.commits.append(self.writer.push(branch="main", parent=parent, changes=files, message="x", at=AT))
         return self.commits[-1]
 
-    def opened(self, name: str = "mirrors", *, is_shared: bool = False) -> OtherRepositories:
-        made = OtherRepositories(self.folder / name, self.url, self.access, is_shared=is_shared)
+    def opened(
+        self, name: str = "mirrors", *, is_shared: bool = False, signatures: SignatureReader | None = None
+    ) -> OtherRepositories:
+        made = OtherRepositories(self.folder / name, self.url, self.access, is_shared=is_shared, signatures=signatures)
         self._closing.callback(made.close)
         return made
 
@@ -173,6 +179,43 @@ def test_a_path_of_a_shared_machine_is_no_repository(tmp_path: Path) -> None:
         for repo in (there.url, f"file://{there.url}"):
             with pytest.raises(DesiredStateError, match="expected a URL of a Git server"):
                 there.opened(is_shared=True).resolve(Elsewhere(repo=repo, revision="main"), [])
+
+
+SIGNED = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "gpg.format=ssh"]
+
+
+@pytest.mark.parametrize("revision", ["v2", "tags/v2", "refs/tags/v2", "signed", "of a commit"])
+def test_who_signed_a_tag_or_a_commit_is_told_and_believed_where_trusted(there: There, revision: str) -> None:
+    key = SshKey.generate(there.folder / "ada")
+    with_key = (*SIGNED, "-c", f"user.signingKey={there.folder / 'ada'}")
+    there.git(*with_key, "tag", "-s", "-m", "two", "v2", there.commits[1])
+    tree = there.git("rev-parse", f"{there.commits[2]}^{{tree}}")
+    commit = there.git(*with_key, "commit-tree", "-S", tree, "-p", there.commits[2], "-m", "signed")
+    there.git("update-ref", "refs/heads/signed", commit)
+    others = there.opened(signatures=SignatureReader())
+    named = commit if revision == "of a commit" else revision
+    found = others.resolve(replace(there.at(named), verify=True), [])
+    ada, bob = (TrustedKey(name=name, key=text) for name, text in (("ada", key.public()), ("bob", "ssh-ed25519 AAAA")))
+    assert judge_source(found, [bob, ada]) == ("ada", "")
+    assert "none of the 1 keys" in judge_source(found, [bob])[1] or "not the 1 key" in judge_source(found, [bob])[1]
+    assert "revoked: lost" in judge_source(found, [replace(ada, revoked="lost")])[1]
+    assert "only, and no" in judge_source(found, [replace(ada, paths=("versions/",))])[1]
+    # A signed tag that somebody serves under another name, or for another commit, vouches for nothing.
+    if isinstance(found.signed, TagFacts):
+        there.git("update-ref", "refs/tags/v3", there.git("rev-parse", "refs/tags/v2"))
+        moved = others.resolve(replace(there.at("v3"), verify=True), [])
+        assert judge_source(moved, [ada])[1] == "tag v3: expected a tag of this name, got one that was signed as v2"
+        assert "expected the tag of" in judge_source(replace(found, commit=there.commits[0]), [ada])[1]
+
+
+@pytest.mark.parametrize("revision", ["v1", "v1-told", "main", ""])
+def test_what_nobody_signed_is_refused_where_a_signature_is_asked_for(there: There, revision: str) -> None:
+    key = SshKey.generate(there.folder / "ada")
+    ada = TrustedKey(name="ada", key=key.public())
+    found = there.opened(signatures=SignatureReader()).resolve(replace(there.at(revision), verify=True), [])
+    assert "got an unsigned one" in judge_source(found, [ada])[1]
+    unread = there.opened("others").resolve(replace(there.at(revision), verify=True), [])
+    assert "got an unsigned one" in judge_source(unread, [ada])[1]
 
 
 class Builds:

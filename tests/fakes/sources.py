@@ -21,4 +21,5 @@ class FakeSources:
         if commit is None:
             raise RefusedError(f"{source}: there is no such repository, or no access to it", reason="RepositoryGone")
         trees = {folder: self._repository.tree_id(commit, folder) for folder in folders}
-        return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees)
+        signed = self._repository.facts(since="", until=commit)[-1] if source.verify else None
+        return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees, signed=signed)

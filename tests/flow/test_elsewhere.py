@@ -13,7 +13,7 @@ from policies.terms.observed import Observed, Recorded
 from policies.terms.plan import BuildImage, ResolveSource, StartRun
 from tests.fakes.repository import FakeRepository
 from tests.fakes.story import Story, project_files
-from tests.fakes.wiring import STRANGER
+from tests.fakes.wiring import PERSON, STRANGER
 
 REPO = "https://git.example.com/team/parts.git"
 AXON = f"""\
@@ -37,8 +37,8 @@ spec:
 class Theirs:
     """The other repository."""
 
-    def __init__(self, story: Story) -> None:
-        self.story, self.repository = story, FakeRepository(story.world, STRANGER)
+    def __init__(self, story: Story, key: Any = STRANGER) -> None:
+        self.story, self.repository = story, FakeRepository(story.world, key)
 
     def push(self, files: dict[str, bytes | None]) -> str:
         """Move its branch."""
@@ -102,6 +102,31 @@ def test_a_repository_that_fails_us_is_asked_again(story: Story, error: Exceptio
     begin(story)
     assert [item["commit"] for item in sources(story)] == [commit]
     assert story.kinds()["task"] == 2
+
+
+def test_what_must_be_signed_is_built_once_somebody_whom_the_project_trusts_has_signed_it(story: Story) -> None:
+    files = {"one/app.py": b"1", "two/app.py": b"1"}
+    Theirs(story).push(dict(files))
+    begin(story, AXON.replace("revision: main}", "revision: main, verify: true}"))
+    told = {item.reason: item.message for item in story.settle().outcomes}
+    assert told["NotSigned"].startswith(f"{REPO} at main: commit ")
+    assert "spec.trust.signers" in told["NotSigned"]
+    assert (sources(story), story.kinds().get("task", 0)) == ([], 0)
+    trusted = Theirs(story, PERSON).push({"one/app.py": b"2"})
+    story.settle()
+    assert [(item["commit"], item["signer"]) for item in sources(story)] == [(trusted, "you")]
+    assert story.kinds()["task"] == 2
+
+
+def test_what_was_taken_unsigned_is_not_taken_where_a_signature_is_asked_for(story: Story) -> None:
+    Theirs(story).push({"one/app.py": b"1", "two/app.py": b"1"})
+    both = AXON.replace(
+        "  tasks:", f'    - {{name: safe, path: /src, git: {{repo: "{REPO}", revision: main, verify: true}}}}\n  tasks:', 1
+    ).replace("b, artifact: theirs", "b, artifact: safe")
+    begin(story, both)
+    assert [item.get("signer", "") for item in sources(story)] == [""]
+    assert "NotSigned" in {item.reason for item in story.settle().outcomes}
+    assert story.kinds()["task"] == 1
 
 
 def test_whoever_dies_after_asking_builds_from_the_recorded_commit() -> None:

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from controller.adapters.git.access import GitAccess, scan
+from controller.adapters.git.commits import facts_of
 from controller.adapters.git.lfs import LargeFiles
 from controller.adapters.git.mirror import FETCH, Mirror
 from controller.adapters.git.program import GitFailed
@@ -17,6 +19,7 @@ from controller.adapters.git.urls import host_of, is_ssh, local_path, mirror_nam
 from policies.errors import DesiredStateError, OutsideError, RefusedError
 from policies.pointers import Pointer
 from policies.submodules import tree_within
+from policies.terms.revision import CommitFacts, Signature, TagFacts
 from policies.terms.source import Elsewhere, Resolved, Submodule
 from reconcilers.ports import TreeFile
 
@@ -46,6 +49,18 @@ class Pinned(Mirror):
             commit = self._run("rev-parse", "--verify", f"{ref}^{{commit}}").strip()
             self._keep(commit)
         return commit
+
+    def signed(self, revision: str, commit: str, signatures: ReadsSignatures) -> TagFacts | CommitFacts | None:
+        """What vouches for a revision that was resolved: the annotated tag of that name, else the commit."""
+        if not _COMMIT.fullmatch(revision):
+            named = f"refs/myelin/named/{mirror_name(revision)}"
+            info = self._objects.info(named)
+            if info is not None and info[1] == "tag":
+                return signatures.read_tag(self._objects.content(named) or b"")
+        raw = self._objects.content(commit)
+        if raw is None:
+            return None
+        return facts_of(commit, raw, paths=(), project=None, signers_of=lambda _: (), read_signature=signatures.read)
 
     def bring(self, commit: str) -> None:
         """Make one commit be here, with all of its files and nothing before it.
@@ -97,6 +112,18 @@ class Pinned(Mirror):
             raise outside(what, str(error), scan=scan(self.url)) from error
 
 
+class ReadsSignatures(Protocol):
+    """Tells what signatures say, before anybody trusts them."""
+
+    def read(self, armored: str, data: bytes) -> Signature:
+        """What an armored signature says of `data`."""
+        ...
+
+    def read_tag(self, raw: bytes) -> TagFacts | None:
+        """What an annotated tag says; None where it is none."""
+        ...
+
+
 class _NotGiven(RefusedError):
     default_reason = "RevisionMissing"
 
@@ -109,6 +136,7 @@ class OtherRepositories:
         url: The repository that is followed.
         access: How its server is reached; others on the same host are reached the same way.
         secret: Reads the access that a manifest names; None: a machine's user has their own set-up, and secrets mean nothing.
+        signatures: Reads those of tags and commits; None: sources that must be signed are refused.
         is_shared: Whether the machine is shared with other projects, whose paths on disk are no repositories for this one.
     """
 
@@ -119,10 +147,11 @@ class OtherRepositories:
         access: GitAccess | None = None,
         *,
         secret: Callable[[Elsewhere], GitAccess] | None = None,
+        signatures: ReadsSignatures | None = None,
         is_shared: bool = False,
     ) -> None:
         self._folder, self._url, self._access = folder, url, access
-        self._secret, self._is_shared = secret, is_shared
+        self._secret, self._is_shared, self._signatures = secret, is_shared, signatures
         self._open: dict[Elsewhere, Pinned] = {}
         self._guard = threading.Lock()
 
@@ -134,7 +163,10 @@ class OtherRepositories:
         if not all(trees.values()):
             gitlinks = {item.path: item.blob for item in mirror.files(commit) if item.submodule}
             trees = {folder: tree or tree_within(folder, gitlinks) for folder, tree in trees.items()}
-        return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees)
+        signed = None
+        if source.verify and self._signatures is not None:
+            signed = mirror.signed(source.revision, commit, self._signatures)
+        return Resolved(repo=source.repo, revision=source.revision, commit=commit, trees=trees, signed=signed)
 
     def beside(self, source: Elsewhere | None, module: Submodule) -> Elsewhere:
         """Where a submodule is, with the access of the repository that names it when its server is the same.
