@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import hooks, large, ledger, projects, writers
+from benchmarks import hooks, images, large, ledger, projects, registry, writers
 from controller import project
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import SshKey
@@ -79,6 +79,8 @@ def measure(folder: Path) -> Iterator[bool]:
     yield from ledger.measure(folder / "ledger", line)
     yield from projects.measure(folder / "projects")
     yield from large.measure(folder, line)
+    yield from registry.measure(folder / "registry", line)
+    yield from images.measure(folder / "images", line)
     yield from writers.measure(folder / "writers", line)
 
 

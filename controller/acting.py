@@ -345,7 +345,7 @@ def _check_trusted(clone: Clone, parent: str, commit: str, changes: Mapping[str,
         signers_of=reader.signers_of,
         read_signature=reader.read,
     )
-    people = replace(pin, controller=None, controller_openpgp=None)
+    people = replace(pin, controller=None, controller_openpgp=None, controller_sigstore=None)
     if fault := judge_alone(people, changed, named or pin.signers, branch=place.branch):
         raise TrustError(f"not pushed, because the controller would not act on it: {fault}")
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -264,6 +264,36 @@ def ledger(
 
 
 @app.command()
+def clean(
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    grace: Annotated[float, typer.Option(help="Hours: what was used this lately stays; at least one.", min=1.0)] = 24.0,
+    output: Form = Output.text,
+) -> None:
+    """Remove images, models and data that nothing needs any more. A controller that runs does so once a day."""
+    from controller import cli_store, project
+
+    cli_store.clean(project.find(repo, state=state, trust=trust), dry_run=dry_run, grace_hours=grace, output=output)
+
+
+@app.command()
+def fetch(
+    subject: Annotated[str, typer.Argument(help="The digest of a model, or a version.")],
+    folder: Annotated[Path, typer.Argument(help="Where to; nothing may be there yet.")],
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    output: Form = Output.text,
+) -> None:
+    """Get a model out of the store, with its signature beside it, checked."""
+    from controller import cli_store, project
+
+    cli_store.fetch(project.find(repo, state=state, trust=trust), subject, folder, output)
+
+
+@app.command()
 def logs(
     name: Annotated[str, typer.Argument(help="AXON/TASK, AXON/TASK/TRIAL, a version, run, job or server.")],
     repo: Repo = ".",
@@ -349,6 +379,7 @@ def operate() -> None:
     cluster.operate(cluster.settings_from(), tell=hint)
 
 
+_ED25519 = "An Ed25519 image key in place of P-256; OpenSSF model-signing, and so our models, takes P-256 only."
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of a project: the controller's own, and the one that signs images.")
 app.add_typer(keys_app, name="keys")
 
@@ -362,12 +393,14 @@ def keys_new(
     user_id: Annotated[
         str, typer.Option("--user-id", help="Whom the OpenPGP key names, `Name <address>`.")
     ] = "Myelin <myelin@localhost>",
+    ed25519: Annotated[bool, typer.Option("--ed25519", help=_ED25519)] = False,
     output: Form = Output.text,
 ) -> None:
     """Make `controller` and `image.pem` in a folder, for a Secret of the cluster."""
     from controller import keyring
 
-    show_keys(keyring.make(folder, openpgp=user_id if openpgp else ""), output)
+    made = keyring.make(folder, openpgp=user_id if openpgp else "", kind="ed25519" if ed25519 else "p256")
+    show_keys(made, output)
 
 
 @keys_app.command("show")
@@ -378,9 +411,38 @@ def keys_show(folder: Path, output: Form = Output.text) -> None:
     show_keys(keyring.shown(folder), output)
 
 
-def show_keys(value: dict[str, str], form: Output) -> None:
+@keys_app.command("rotate")
+def keys_rotate(
+    folder: Path,
+    ed25519: Annotated[bool, typer.Option("--ed25519", help=_ED25519)] = False,
+    output: Form = Output.text,
+) -> None:
+    """Make a new `image.pem`, and keep the public key of the old one, so that what it signed goes on loading."""
+    from controller import image_keys, keyring
+
+    kept = image_keys.rotate(folder, "ed25519" if ed25519 else "p256")
+    show_keys({**keyring.shown(folder), "kept": kept}, output)
+    hint(f"the old one's public key is {kept}; start the controller again, and pin the new one as `images` where there is a pin")
+
+
+@keys_app.command("retire")
+def keys_retire(
+    folder: Path,
+    name: Annotated[str, typer.Argument(help="Its file, `image-….pub.pem`, or the part in the middle.")],
+    output: Form = Output.text,
+) -> None:
+    """Take a former image key away: what it alone signed loads nowhere any more, and is built again."""
+    from controller import image_keys, keyring
+
+    gone = image_keys.retire(folder, name)
+    show_keys({**keyring.shown(folder), "retired": gone}, output)
+    hint("start the controller again, and take that key out of `images` where there is a pin")
+
+
+def show_keys(value: dict[str, Any], form: Output) -> None:
     """Write public keys."""
-    lines = [f"{value['controller']} myelin", value["image"].rstrip(), value.get("openpgp", "")]
+    lines = [f"{value['controller']} myelin", value["image"].rstrip(), *(pem.rstrip() for pem in value.get("formerImages", ()))]
+    lines += [value.get("openpgp", ""), value.get("sigstore", "")]
     show(value, form, "\n".join(line for line in lines if line))
 
 

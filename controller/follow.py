@@ -45,6 +45,7 @@ def follow(settings: Settings, *, tell: Callable[[str], None], once: bool = Fals
     with wire(settings, wake=waker.wake) as wired:
         local = Path(settings.repository)
         stop = watch_repository(local, waker.wake) if local.is_dir() else (lambda: None)
+        wired.caretaker.tell = tell
         tell(f"following {settings.branch}; inbox at {wired.inbox_address}; jobs run with {wired.isolation}")
         try:
             return _passes(settings, wired, waker, stopping, tell=tell, once=once, until_idle=until_idle)
@@ -81,6 +82,8 @@ def _passes(
         count(report)
         told.tell(report.outcomes)
         write_status(settings.state, report, wired)
+        if not report.look_again:
+            wired.caretaker.look(wired.following, wired.ports)
         quiet = 0 if report.look_again or report.is_busy else quiet + 1
         if once or (until_idle and quiet >= IDLE_PASSES):
             break

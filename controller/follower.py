@@ -177,6 +177,7 @@ class Follower:
         ]
         with ExitStack() as closing:
             wired = closing.enter_context(wire_in_cluster(project, fleet.shared, wake=self.wake, stirred=self._take_engine))
+            wired.caretaker.tell = lambda line: fleet.tell(f"{self._namespace}/{self._project}: {line}")
             state = fleet.shared.state_of(project)
             trust = project.trust.model_dump(mode="json", by_alias=True)
             note_place(state, project.url, project.document.spec.branch, trust, mirror=fleet.shared.mirror_of(project))
@@ -212,6 +213,7 @@ class Follower:
         if report.look_again:
             return 0.0
         self._failures = 0
+        wired.caretaker.look(wired.following, wired.ports)
         is_busy = report.is_busy or opened.troubles or wired.ports.ledger.pending()
         return BUSY_SECONDS if is_busy else spread(IDLE_SECONDS)
 

@@ -17,11 +17,15 @@ from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from controller.adapters.attestor import sign_image
+from controller.adapters.attest.sbom import sbom_of
+from controller.adapters.attest.signing import sign_image
+from controller.adapters.build.fetching import fetch_wheels
+from controller.adapters.build.requirements import taken_out, wanted_of
 from controller.adapters.clock import SystemClock
-from controller.adapters.keys import ImageKey
+from controller.adapters.keys import ImageKey, ImageSigner
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.oci.assembly import (
+    ARCHITECTURE,
     INTERPRETER,
     PYTHON,
     SITE,
@@ -40,10 +44,10 @@ from controller.adapters.oci.layers import Stored, lay
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Registry
-from controller.adapters.oci.wheels import check_hashes, fetch_wheels, taken_out
 from controller.project import example_folder
 from policies.canonical import digest_value
 from policies.errors import ControllerError, DesiredStateError
+from policies.locks import Lock, Target
 from policies.terms.digest import Digest, digest_of
 
 BUILDER = "myelin.io/builders/controller/v1"
@@ -67,7 +71,7 @@ def build(
     base: Base,
     *,
     requirements: Path = REQUIREMENTS,
-    key: ImageKey | None = None,
+    key: ImageSigner | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Digest:
     """Build the controller's image into a layout.
@@ -90,10 +94,11 @@ def build(
     if not requirements.exists():
         text = f"{requirements}: expected the controller's lock, it is missing; run this from a checkout"
         raise DesiredStateError(text, reason="NoLock")
-    lock, sources = taken_out(requirements.read_text(), WITHOUT_WHEELS)
-    check_hashes(lock, requirements.name)
+    text, sources = taken_out(requirements.read_text(), WITHOUT_WHEELS)
+    target = Target(python=PYTHON, platform=f"linux/{ARCHITECTURE}")
+    lock = Lock(text=text, origin=requirements.name, resolved=False, wheels=wanted_of(text, requirements.name, target))
     folder.mkdir(parents=True, exist_ok=True)
-    wheels = fetch_wheels(lock, folder / "wheels", file=requirements.name, progress=progress)
+    wheels = [wheel.path for wheel in fetch_wheels(lock, folder / "wheels", target, progress=progress)]
     progress(f"{len(wheels)} wheels, laying layers")
     installed = [_installed(name, version) for name, version in sorted(sources.items())]
     own = _own_files()
@@ -109,7 +114,8 @@ def build(
         progress("signing")
         parts = [own, *installed]
         content = digest_value({path: digest_of(item.data) for files in parts for path, item in files.items()})
-        sign_image(layout, digest, key, _provenance(base, wheels, content))
+        provenance = _provenance(base, wheels, content)
+        sign_image(layout, digest, key, provenance, sbom_of(digest, "controller", provenance))
     return digest
 
 
@@ -146,14 +152,15 @@ def _installed(name: str, version: str) -> dict[str, Stored]:
 
 
 def _provenance(base: Base, wheels: Sequence[Path], content: Digest) -> dict[str, object]:
-    used = [("base", base.digest), ("source", content), *((wheel.name, file_digest(wheel)) for wheel in wheels)]
+    used = [("source", content), *((wheel.name, file_digest(wheel)) for wheel in wheels)]
     return {
         "buildDefinition": {
             "buildType": BUILDER,
             "externalParameters": {"base": base.reference},
             "internalParameters": {"python": PYTHON},
             "resolvedDependencies": [
-                {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}} for name, digest in used
+                {"name": "base", "uri": base.reference, "digest": {"sha256": base.digest.removeprefix("sha256:")}},
+                *({"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}} for name, digest in used),
             ],
         },
         "runDetails": {"builder": {"id": BUILDER}, "metadata": {"finishedOn": SystemClock().now().isoformat()}},

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from controller import image_keys
 from controller.adapters.cluster import SECRET, Cluster
 from controller.adapters.git.access import KEYS, SSH_AUTH, GitAccess, access_from
-from controller.adapters.keys import ImageKey, SshKey
+from controller.adapters.keys import ImageSigner, SshKey, image_public
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.signatures.openpgp import OpenpgpKey
-from controller.keyring import OPENPGP
+from controller.adapters.signatures.sigstore_key import SigstoreKey
+from controller.keyring import IDENTITY, OPENPGP, SIGSTORE, TOKEN_VARIABLE, identified, identity_of
 from controller.trustfile import TrustFile
-from policies.errors import DesiredStateError, RefusedError
+from policies.errors import DesiredStateError, RefusedError, TrustError
+from policies.terms.build import BuildSecret
 from policies.terms.project import Project
 from policies.terms.secret import Secret
 from policies.terms.source import Elsewhere
@@ -25,6 +30,8 @@ from reconcilers.manifests.names import LONGEST
 
 GIT_KEYS = (*KEYS, SSH_AUTH)
 DOCKER_CONFIG = ".dockerconfigjson"
+REGISTRY_CA = "ca.crt"
+"""Of the registry's Secret: certificates that may vouch for it, besides the system's."""
 MAKE_KEYS = (
     "make them with `myelin keys new DIR`, and "
     "`kubectl create secret generic myelin-keys --from-file=DIR/controller --from-file=DIR/image.pem`"
@@ -48,9 +55,13 @@ class ProjectObject:
     docker_config: str
     """For base images on the same or another registry; never shown."""
     key: SshKey
-    image_key: ImageKey
+    image_key: ImageSigner
+    former_image_keys: Mapping[str, str] = field(default_factory=dict)
+    """Name in the Secret -> public key, of those that signed images before."""
     openpgp: OpenpgpKey | None = None
     """Signs commits in place of `key`, where the Secret has one."""
+    sigstore: SigstoreKey | None = None
+    """The same as a Sigstore identity, which goes before both."""
     forge_token: Secret | None = None
     """What the forge that the object names is asked with; never shown."""
 
@@ -69,10 +80,12 @@ class ProjectObject:
         assert spec is not None
         is_ours = repository.partition("/")[0] == self.access.host
         plain = is_ours and spec.unsafe_plain_http
+        ca = self.access.ca if is_ours else ""
         if not self.docker_config:
-            return Access(repository=repository, unsafe_plain_http=plain)
+            return Access(repository=repository, unsafe_plain_http=plain, ca=ca)
         try:
-            return access_from_docker_config(self.docker_config, repository, origin=self.access.origin, unsafe_plain_http=plain)
+            origin = self.access.origin
+            return access_from_docker_config(self.docker_config, repository, origin=origin, unsafe_plain_http=plain, ca=ca)
         except DesiredStateError:
             if is_ours:
                 raise
@@ -86,7 +99,8 @@ class ProjectObject:
             signers=trust.signers,
             controller=self.key.public(),
             controller_openpgp=self.openpgp.certificate if self.openpgp is not None else "",
-            images=(self.image_key.public_pem,),
+            controller_sigstore=identity_of(self.sigstore) if self.sigstore is not None else None,
+            images=(self.image_key.public_pem, *self.former_image_keys.values()),
             since=trust.since,
             ancestors=trust.ancestors,
             sigstore_root=trust.sigstore_root,
@@ -156,7 +170,14 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
     if spec.registry.secret_name:
         docker = _Secrets(cluster, namespace, "spec.registry.secretName", spec.registry.secret_name)
         docker_config = docker.text(DOCKER_CONFIG)
-        access = access_from_docker_config(docker_config, spec.registry.repository, origin=docker.origin, unsafe_plain_http=plain)
+        access = access_from_docker_config(
+            docker_config,
+            spec.registry.repository,
+            origin=docker.origin,
+            unsafe_plain_http=plain,
+            # A Secret of the type `kubernetes.io/dockerconfigjson` may hold more; the registry's private authority goes with it.
+            ca=docker.texts([REGISTRY_CA]).get(REGISTRY_CA, ""),
+        )
     return ProjectObject(
         namespace=namespace,
         name=str(meta["name"]),
@@ -168,16 +189,45 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         pull_secret=spec.registry.pull_secret_name or spec.registry.secret_name or "",
         docker_config=docker_config,
         key=SshKey.parse(keys.text("controller", MAKE_KEYS).encode(), f"{keys.origin}: controller"),
-        image_key=ImageKey.parse(keys.text("image.pem", MAKE_KEYS).encode(), f"{keys.origin}: image.pem"),
+        image_key=_image_key(keys),
+        former_image_keys=_former_image_keys(keys),
         openpgp=_openpgp_key(keys),
+        sigstore=_sigstore_key(keys),
         forge_token=_forge_token(cluster, namespace, document),
     )
+
+
+def _image_key(keys: _Secrets) -> ImageSigner:
+    """The key that images are signed with."""
+    wanted = (image_keys.KEY, image_keys.TOKEN, image_keys.TOKEN_PIN)
+    texts = {name: text for name, text in keys.texts(wanted).items() if name in wanted}
+    if image_keys.TOKEN not in texts:
+        texts[image_keys.KEY] = keys.text(image_keys.KEY, MAKE_KEYS)
+    return image_keys.signer_of(texts, keys.origin)
+
+
+def _former_image_keys(keys: _Secrets) -> dict[str, str]:
+    """Name in the Secret -> public key, of those that signed images before."""
+    names = [name for name in keys.texts(()) if image_keys.is_former(name)]
+    return {name: image_public(keys.text(name), f"{keys.origin}: {name}") for name in sorted(names)}
 
 
 def _openpgp_key(keys: _Secrets) -> OpenpgpKey | None:
     """The OpenPGP key for commits; None where the Secret has none."""
     text = keys.texts([OPENPGP]).get(OPENPGP)
     return OpenpgpKey.parse(text.encode(), f"{keys.origin}: {OPENPGP}").check() if text else None
+
+
+def _sigstore_key(keys: _Secrets) -> SigstoreKey | None:
+    """The Sigstore identity for commits; None where the Secret names none. Its token is the controller's own."""
+    texts = keys.texts([SIGSTORE, IDENTITY])
+    if SIGSTORE not in texts:
+        return None
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        text = f"{keys.origin}: {SIGSTORE}: expected {TOKEN_VARIABLE} to name the controller's identity token, it is not set"
+        raise TrustError(f"{text}; `extraEnv` and `extraVolumes` of the chart do", reason="NoToken")
+    return identified(texts[SIGSTORE], texts.get(IDENTITY, ""), Path(token), where=keys.origin)
 
 
 def _forge_token(cluster: Cluster, namespace: str, document: Project) -> Secret | None:
@@ -214,6 +264,25 @@ def source_access(cluster: Cluster, namespace: str, source: Elsewhere) -> GitAcc
     return access_from(values, source.repo, origin=f"sshPrivateKeySecret of {source.repo}: {found.origin}")
 
 
+def build_secret(cluster: Cluster, project: ProjectObject, secret: BuildSecret) -> Mapping[str, Secret]:
+    """The files of a Secret that a build of a project names.
+
+    Raises:
+        RefusedError: It is not there, may not be read, or is one that the project itself is run with.
+        SilentError: The cluster does not answer.
+    """
+    spec = project.document.spec
+    forge = spec.write_back.forge
+    token = forge.token_from.secret.name if forge and forge.token_from and forge.token_from.secret else ""
+    own = {part.secret_name for part in (spec.keys, spec.repository, spec.registry) if part is not None} | {token}
+    if secret.name in own:
+        # Whoever may commit would else build the project's keys into an image.
+        text = f"secret {secret.name}: expected one of the build's own, got one that the project is run with"
+        raise RefusedError(text, reason="SecretRefused")
+    found = _Secrets(cluster, project.namespace, "imageBuild.volumes", secret.name)
+    return {name: Secret(found.text(name)) for name in found.names()}
+
+
 class _Secrets:
     """One Secret, read once; what it says never shows."""
 
@@ -224,6 +293,10 @@ class _Secrets:
         if found is None:
             raise RefusedError(f"{field}: expected {self.origin}, there is none; create it", reason="SecretMissing")
         self._data: Mapping[str, str] = found.get("data") or {}
+
+    def names(self) -> tuple[str, ...]:
+        """Its keys that hold something, sorted."""
+        return tuple(sorted(name for name, value in self._data.items() if value))
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """The texts under those of the keys that are there; other keys count as there, and are not read."""

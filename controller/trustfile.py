@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError, model_validator
 
+from controller.adapters.attest.verifying import Identity, ImageTrust
 from controller.adapters.documents import YamlDocuments
+from controller.adapters.keys import image_public
 from controller.adapters.signatures import SignatureReader
 from controller.adapters.signatures.gitsign import Gitsign
 from controller.adapters.signatures.openpgp import is_same, primary_fingerprint
@@ -20,6 +23,15 @@ CONTROLLER = "myelin"
 """What the controller is called where people are called by their names."""
 
 
+class OwnIdentity(Document):
+    """Whom a Sigstore instance calls the controller."""
+
+    identity: str
+    issuer: str
+    root: str = ""
+    """Trusted root of that instance as JSON; empty: the one that people's signatures are checked by, too."""
+
+
 class TrustFile(Document):
     """What a pin says."""
 
@@ -28,8 +40,12 @@ class TrustFile(Document):
     """The controller's own public key, `ssh-ed25519 AAAA…`; it has power over the write-back paths only."""
     controller_openpgp: str = ""
     """The armored OpenPGP certificate that the controller's commits may be signed under as well, with the same power."""
+    controller_sigstore: OwnIdentity | None = None
+    """The identity that the controller's commits may be signed as, with the same power. Its root vouches for nobody else."""
     images: tuple[str, ...] = ()
-    """Public keys of images, PEM."""
+    """Public keys of images, PEM; several while keys change."""
+    image_identities: tuple[OwnIdentity, ...] = ()
+    """Sigstore identities that sign images without keys; without a root of their own, `sigstore_root` vouches for them."""
     since: str = ""
     ancestors: bool = True
     """Whether every commit since then must be signed; else a trusted tip vouches for what lies below it."""
@@ -78,6 +94,38 @@ def with_certificate(trust: TrustFile, own: str) -> TrustFile:
     return trust.model_copy(update={"controller_openpgp": own})
 
 
+def with_identity(trust: TrustFile, own: OwnIdentity | None) -> TrustFile:
+    """What a trust file says, and the Sigstore identity of the controller's that this machine has.
+
+    Raises:
+        TrustError: The file pins another one.
+    """
+    if own is None or trust.controller_sigstore == own:
+        return trust
+    if trust.controller_sigstore is not None:
+        text = "`controllerSigstore` pins another identity or root than this state folder's keys/sigstore.json and .identity"
+        raise TrustError(f"trust file: {text}; take those, or pin what `myelin keys show` prints")
+    return trust.model_copy(update={"controller_sigstore": own})
+
+
+def image_trust(trust: TrustFile, own: Iterable[str]) -> ImageTrust:
+    """Whose images may be loaded.
+
+    Args:
+        trust: The file.
+        own: Public keys that this machine has, PEM.
+
+    Raises:
+        TrustError: The file names a key that is none.
+    """
+    listed = [image_public(text, f"trust file: images[{at}]") for at, text in enumerate(trust.images)]
+    identities = tuple(
+        Identity(identity=item.identity, issuer=item.issuer, root=item.root or trust.sigstore_root)
+        for item in trust.image_identities
+    )
+    return ImageTrust(keys=tuple(dict.fromkeys((*own, *listed))), identities=identities)
+
+
 def pin_of(trust: TrustFile, own: str) -> Pin:
     """The pin that a trust file sets.
 
@@ -93,11 +141,14 @@ def pin_of(trust: TrustFile, own: str) -> Pin:
     key = trust.controller or own
     if trust.sigstore_root:
         Gitsign(trust.sigstore_root).check_root()
-    certificate = trust.controller_openpgp.strip()
+    certificate, identity = trust.controller_openpgp.strip(), trust.controller_sigstore
+    if identity is not None and identity.root:
+        Gitsign(identity.root).check_root()
     return Pin(
         signers=tuple(_trusted(signer) for signer in trust.signers),
         controller=TrustedKey(name=CONTROLLER, key=" ".join(key.split()[:2])) if key else None,
         controller_openpgp=_certified(CONTROLLER, certificate, "controllerOpenpgp") if certificate else None,
+        controller_sigstore=_identified(identity) if identity is not None else None,
         since=trust.since,
         ancestors=trust.ancestors,
         unsafe_unsigned=trust.unsafe_unsigned_commits,
@@ -113,7 +164,13 @@ def signature_reader(trust: TrustFile) -> SignatureReader:
     signers = tuple(_trusted(signer) for signer in trust.signers)
     if certificate := trust.controller_openpgp.strip():
         signers += (_certified(CONTROLLER, certificate, "controllerOpenpgp"),)
-    return SignatureReader(signers, list_of=signers_of, sigstore_root=trust.sigstore_root)
+    own = trust.controller_sigstore
+    return SignatureReader(
+        signers,
+        list_of=signers_of,
+        sigstore_root=trust.sigstore_root,
+        own=(_identified(own).key, own.root) if own is not None and own.root else None,
+    )
 
 
 def signers_of(text: bytes) -> tuple[TrustedKey, ...]:
@@ -149,6 +206,10 @@ def _trusted(signer: Signer) -> TrustedKey:
         valid_until=signer.valid_until,
         revoked=signer.revoked,
     )
+
+
+def _identified(own: OwnIdentity) -> TrustedKey:
+    return TrustedKey(name=CONTROLLER, kind="sigstore", key=f"{own.identity} {own.issuer}")
 
 
 def _certified(name: str, certificate: str, where: str) -> TrustedKey:

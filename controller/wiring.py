@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from controller import inbox
+from controller.adapters.build.workshop import secrets_in
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import Cluster
 from controller.adapters.documents import YamlDocuments
@@ -22,22 +23,25 @@ from controller.adapters.git import GitRepository, OtherRepositories, access_fro
 from controller.adapters.images import SignedImages
 from controller.adapters.ledger import GitLedger
 from controller.adapters.metrics import SampledMetrics
-from controller.adapters.oci.bases import Bases
+from controller.adapters.models import Models
+from controller.adapters.oci.artifacts import ArtifactStore
 from controller.adapters.oci.composed import Composer
-from controller.adapters.oci.layout import ArtifactStore, Layout
+from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Registry
+from controller.adapters.oci.seen import Seen
 from controller.adapters.results import programs_path
 from controller.adapters.sampler import BohbSampler
 from controller.adapters.sampler_apart import SamplerApart
 from controller.adapters.spool import Spool
+from controller.caretaking import Caretaker, Store
 from controller.forges import ProjectForges
 from controller.inbox import Desk
-from controller.keyring import controller_key, image_key, keep_public, openpgp_key
+from controller.keyring import controller_key, identity_of, image_key, keep_public, openpgp_key, public_keys, sigstore_key
 from controller.loop import Following
-from controller.projects import ProjectObject, source_access
+from controller.projects import ProjectObject, build_secret, source_access
 from controller.settings import JITTER, Settings
-from controller.trustfile import pin_of, read_trust, signature_reader, with_certificate
+from controller.trustfile import image_trust, pin_of, read_trust, signature_reader, with_certificate, with_identity
 from policies.hooks import hook_text
 from policies.jobs import Surroundings
 from policies.terms.desired import DesiredState
@@ -62,6 +66,8 @@ class Wired:
     ports: Ports
     inbox_address: str
     isolation: str
+    caretaker: Caretaker
+    """Cleans the store, when it is told to look."""
 
 
 @contextmanager
@@ -75,15 +81,17 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
     """
     state, clock, trust = settings.state, SystemClock(), read_trust(settings.trust)
     key, signer, openpgp = controller_key(state), image_key(state), openpgp_key(state)
+    sigstore = sigstore_key(state, os.environ)
     trust = with_certificate(trust, openpgp.certificate if openpgp is not None else "")
-    pin, image_keys = pin_of(trust, key.public()), tuple(dict.fromkeys((signer.public_pem, *trust.images)))
+    trust = with_identity(trust, identity_of(sigstore) if sigstore is not None else None)
+    pin, images_of = pin_of(trust, key.public()), image_trust(trust, (signer.public_pem, *public_keys(state)[1]))
     signatures = signature_reader(trust)
     access = access_from_folder(settings.git_access, settings.repository) if settings.git_access else None
     with ExitStack() as closing:
         repository = GitRepository(
             settings.repository,
             state / "git",
-            openpgp or key,
+            sigstore or openpgp or key,
             signers_of=signatures.signers_of,
             read_signature=signatures.read,
             poll_seconds=settings.poll_seconds * (1 - JITTER),
@@ -97,7 +105,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         ledger = GitLedger(repository, state / "ledger", key, clock)
         closing.callback(ledger.close)
         layout = Layout(state / "store")
-        engine = LocalEngine(state / "engine", layout, ArtifactStore(layout), clock, isolation=settings.isolation)
+        artifacts = ArtifactStore(layout, Models(layout, signer, images_of))
+        engine = LocalEngine(state / "engine", layout, artifacts, clock, isolation=settings.isolation)
         metrics = SampledMetrics(state / "samples", clock, interval_seconds=settings.scrape_seconds, wake=wake)
         closing.callback(metrics.close)
         spool = Spool(state / "inbox")
@@ -127,7 +136,18 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             ledger=ledger,
             engine=engine,
             sources=sources,
-            images=SignedImages(repository, layout, state / "build", signer, image_keys, clock, wake, sources=sources),
+            images=SignedImages(
+                repository,
+                layout,
+                state / "build",
+                signer,
+                images_of,
+                clock,
+                wake,
+                secrets=secrets_in(state / "secrets"),
+                sigstore_root=trust.sigstore_root,
+                sources=sources,
+            ),
             sampler=BohbSampler(),
             metrics=metrics,
             inbox=spool,
@@ -146,7 +166,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         )
         following = Following(branch=settings.branch, pin=pin, around=around)
         public = address.split("/programs/")[0]
-        yield Wired(following=following, ports=ports, inbox_address=public, isolation=engine.isolation)
+        caretaker = Caretaker(Store(layout=layout, trust=images_of, state=state))
+        yield Wired(following=following, ports=ports, inbox_address=public, isolation=engine.isolation, caretaker=caretaker)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +227,7 @@ def wire_in_cluster(
     """
     state, clock, spec = shared.state_of(project), SystemClock(), project.document.spec
     key, signer = project.key, project.image_key
-    keep_public(state, key, signer)
+    keep_public(state, key, signer, project.former_image_keys)
     # Secrets of the inbox follow from the key, so jobs that run find it again after the controller lost its disk.
     programs = hashlib.sha256(key.sign(f"inbox programs of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[
         :32
@@ -218,7 +239,7 @@ def wire_in_cluster(
         repository = GitRepository(
             project.url,
             shared.mirror_of(project),
-            project.openpgp or key,
+            project.sigstore or project.openpgp or key,
             signers_of=signatures.signers_of,
             read_signature=signatures.read,
             poll_seconds=shared.poll_seconds() * (1 - JITTER),
@@ -241,7 +262,7 @@ def wire_in_cluster(
         closing.callback(ledger.close)
         registry = Registry(project.access)
         closing.callback(registry.close)
-        layout = MirroredLayout(state / "store", registry)
+        layout = MirroredLayout(state / "store", registry, seen=Seen(shared.state / "seen"))
         placement = Placement(
             namespace=project.namespace,
             project=project.name,
@@ -250,15 +271,16 @@ def wire_in_cluster(
             pull_secret=project.pull_secret,
             inbox=shared.inbox,
         )
-        image_keys = (signer.public_pem,)
-        composer = Composer(layout, state / "composed", signer, image_keys, clock)
+        images_of = image_trust(project.trust, ())
+        composer = Composer(layout, state / "composed", signer, images_of, clock)
+        jobs = KeptJobs(state / "engine" / "jobs", layout, key, Models(layout, signer, images_of))
         engine = ClusterEngine(
             shared.cluster,
             placement,
             layout,
             composer.compose,
             programs=programs,
-            jobs=KeptJobs(state / "engine" / "jobs", layout, key),
+            jobs=jobs,
             servers=KeptServers(state / "engine" / "servers"),
             clock=clock,
             is_watched=True,
@@ -293,10 +315,12 @@ def wire_in_cluster(
             layout,
             state / "build",
             signer,
-            image_keys,
+            images_of,
             clock,
             wake,
-            bases=Bases(layout, state / "bases", project.access_for),
+            access_for=project.access_for,
+            secrets=lambda secret: build_secret(shared.cluster, project, secret),
+            sigstore_root=spec.trust.sigstore_root,
             sources=sources,
         )
         ports = Ports(
@@ -329,6 +353,7 @@ def wire_in_cluster(
             ports=ports,
             inbox_address=shared.inbox,
             isolation=f"Kubernetes in namespace {project.namespace}",
+            caretaker=Caretaker(Store(layout=layout, trust=images_of, state=state, is_job=jobs.is_ours)),
         )
 
 

@@ -393,6 +393,7 @@ def _trained(context: TaskContext, backend: BackendModel) -> TaskRun | None:
         task
         for task in recorded.tasks.values()
         if task.axon == context.axon.name and task.task == backend.trainer and task.state == "Succeeded" and task.model
+        if task.model not in recorded.swept
     ]
     found = found or all_of_it
     if not found or not found[-1].model:

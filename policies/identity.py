@@ -74,6 +74,9 @@ def image_identity(spec: ImageSpec) -> Digest:
         "network": spec.network or None,
         "buildsWheels": rules.builds_wheels or None,
         "index": rules.index or None,
+        "reproducibility": rules.reproducibility if rules.reproducibility != "off" else None,
+        "requiresHashes": rules.requires_hashes or None,
+        "baseSigners": [[item.key, item.identity, item.issuer] for item in rules.base_signers] or None,
         "secrets": [[item.name, item.path] for item in spec.secrets] or None,
     }
     return digest_value(

@@ -53,9 +53,9 @@ class Surroundings:
 
 
 def built_on(desired: DesiredState, around: Surroundings) -> Surroundings:
-    """The surroundings with the base image that the repository asks for, where images of a base can run."""
+    """The surroundings with the base image that the repository asks for."""
     builder = desired.project.spec.builder
-    if around.engine != "Kubernetes" or "base" not in builder.model_fields_set:
+    if "base" not in builder.model_fields_set:
         return around
     return replace(around, base=builder.base)
 

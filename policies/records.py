@@ -6,7 +6,7 @@ Trials of a task that ended are let go, so entries that `spent_by` names may be 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +79,7 @@ class _Building:
         self.asks, self.tells = dict(before.asks), dict(before.tells)
         self.inputs, self.deploying, self.resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
         self.proposals, self.statuses = dict(before.proposals), dict(before.statuses)
-        self.sources = dict(before.sources)
+        self.sources, self.swept = dict(before.sources), set(before.swept)
 
     def take(self, entry: Entry) -> None:
         body, axon = entry.statement.body, entry.statement.axon
@@ -96,6 +96,7 @@ class _Building:
             case "task":
                 task = _task(body, axon, entry.at)
                 self.tasks[task.id] = task
+                self.swept -= {task.model, *task.data}  # made anew, to the same bytes
                 self.asks.pop(task.id, None)
                 self.tells.pop(task.id, None)
                 if task.state == "Succeeded" and task.inputs:
@@ -106,6 +107,11 @@ class _Building:
                 self.asks[body["taskRun"]] = (*self.asks.get(body["taskRun"], ()), _ask(body))
             case "tell":
                 self.tells[body["taskRun"]] = (*self.tells.get(body["taskRun"], ()), _tell(body))
+            case "swept":
+                self.swept |= set(body["digests"])
+                gone = [key for key, task in self.inputs.items() if not self.swept.isdisjoint((task.model, *task.data))]
+                for key in gone:
+                    del self.inputs[key]
             case "deploying":
                 self.deploying[body["taskRun"]] = entry.at
             case "source":
@@ -140,6 +146,7 @@ class _Building:
             sources=self.sources,
             proposals=self.proposals,
             statuses=self.statuses,
+            swept=frozenset(self.swept),
         )
 
 
@@ -277,6 +284,18 @@ def status_statement(axon: str, *, commit: str, context: str, state: str) -> Sta
 def image_statement(axon: str, digest: str, materials: Mapping[str, Any]) -> Statement:
     """That an image was built, and from what."""
     return Statement(kind="image", key=f"image/{digest}", axon=axon, body={"digest": digest, "materials": dict(materials)})
+
+
+def swept_statement(axon: str, digests: Sequence[str], *, after: str) -> Statement:
+    """That models and data which nothing needs any more are removed.
+
+    Args:
+        axon: Whose work left them.
+        digests: Of the artifacts, sorted.
+        after: Digest of the entry that was the newest when this was decided: what is made anew may be removed anew.
+    """
+    key = f"swept/{short_name(digest_value([axon, after, *digests]))}"
+    return Statement(kind="swept", key=key, axon=axon, body={"digests": list(digests)})
 
 
 def _trial_body(task_run: str, run: TrialRun) -> dict[str, Any]:

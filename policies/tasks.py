@@ -93,7 +93,7 @@ def image_steps(
     if body.image_build is None:
         raise DesiredStateError(f"task {name}: expected `image` or `imageBuild`, got neither")
     check_build(body.image_build)
-    check_base(context.desired.project, context.around.base, engine=context.around.engine)
+    check_base(context.around.base, engine=context.around.engine)
     recorded = context.observed.recorded
     source = elsewhere_of(context.axon.document, body.image_build)
     if source is not None and resolved(context.run, source, recorded) is None:

@@ -41,25 +41,19 @@ def check_gate(project: Project, on: str) -> None:
         raise refuse(f"spec.policies ({', '.join(names)}): no {on} without them, and rules in CEL are")
 
 
-def check_base(project: Project, base: str, *, engine: str) -> None:
+def check_base(base: str, *, engine: str) -> None:
     """See that images can be built on the base that is asked for, and run where they are to run.
 
     Args:
-        project: The project.
         base: What images are built on.
         engine: What they run on.
 
     Raises:
         DesiredStateError: They cannot.
     """
-    if engine == "Kubernetes":
-        if base == "host":
-            text = (
-                "spec.builder.base: expected a base image by digest (host/path@sha256:…) in the Project or myelin.yaml, got none"
-            )
-            raise DesiredStateError(text, reason="BaseMissing")
-    elif project.spec.builder.base != "host":
-        raise refuse(f"spec.builder.base {project.spec.builder.base}: base images on one machine are")
+    if engine == "Kubernetes" and base == "host":
+        text = "spec.builder.base: expected a base image by digest (host/path@sha256:…) in the Project or myelin.yaml, got none"
+        raise DesiredStateError(text, reason="BaseMissing")
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -77,10 +71,10 @@ def check_build(build: ImageBuild) -> None:
     """See that a build needs nothing but its source.
 
     Raises:
-        DesiredStateError: It asks for secrets or other files of the cluster.
+        DesiredStateError: It asks for other files of the cluster than Secrets.
     """
-    if build.volumes or build.volume_mounts:
-        raise refuse("imageBuild.volumes: files of the cluster in a build are")
+    if any("secret" not in volume for volume in build.volumes):
+        raise refuse("imageBuild.volumes: other files of the cluster than Secrets in a build are")
 
 
 def check_deployer(deployer: Deployer) -> None:
@@ -159,8 +153,6 @@ def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
                 yield elsewhere, f"{name} of {task.name}"
             elif value and task.deploy is not None:
                 yield _missing("resources and places of servers"), f"{name} of {task.name}"
-        if body.image_build is not None and body.image_build.s2i is not None and body.image_build.s2i.builder_image:
-            yield _missing("builds in builder images"), f"builderImage of {task.name}"
         if task.train is not None:
             if task.train.dataset or task.train.tolerance is not None:
                 yield _missing("checks of a training's data and tolerance"), f"dataset and tolerance of {task.name}"

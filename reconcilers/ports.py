@@ -75,6 +75,14 @@ class Repository(Protocol):
         """Git object id of the folder or file at `path` in `commit`; empty when there is none."""
         ...
 
+    def committed_at(self, commit: str) -> datetime:
+        """The committer's instant, UTC.
+
+        Raises:
+            DesiredStateError: There is no such commit here.
+        """
+        ...
+
     def files(self, commit: str, folder: str = "") -> tuple[TreeFile, ...]:
         """All files below `folder` in `commit`, sorted by path."""
         ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controller.adapters.git import OtherRepositories
+from controller.adapters.git.urls import shown
 from controller.adapters.oci.layers import Stored
 from policies.errors import DesiredStateError
 from policies.hygiene import LONGEST_LINK_BYTES, refusals, told
@@ -40,6 +41,11 @@ class SourceReader:
     def __init__(self, repository: Repository, others: OtherRepositories | None, large: Path) -> None:
         self._repository, self._others, self._large = repository, others, large
 
+    @property
+    def url(self) -> str:
+        """The repository that is followed, without a login."""
+        return shown(self._repository.url)
+
     def read(self, spec: ImageSpec) -> ImageSource:
         """All that an image is built from; nothing of it when one file of it must not be read.
 
@@ -70,6 +76,17 @@ class SourceReader:
             links={path[cut:]: target for path, target in targets.items()},
             submodules=modules,
         )
+
+    def committed_at(self, spec: ImageSpec) -> int:
+        """When the source's commit was made, in seconds since 1970.
+
+        Raises:
+            DesiredStateError: There is no such commit.
+            OutsideError: Another repository does not answer.
+        """
+        if spec.source is None:
+            return int(self._repository.committed_at(spec.commit).timestamp())
+        return int(self._need(spec.source).committed_at(spec.source, spec.source_commit).timestamp())
 
     def _modules(self, spec: ImageSpec) -> tuple[Submodule, ...]:
         if spec.source is None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
+from controller.adapters.attest.sbom import sbom_of
+from controller.adapters.attest.signing import name_of, sign_image, verify_and_renew
+from controller.adapters.attest.statements import PROVENANCE
+from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.build.driver import Built, Driver
-from controller.adapters.build.python import PythonBuilder
+from controller.adapters.build.workshop import Secrets, drivers, no_secrets
 from controller.adapters.git import OtherRepositories
 from controller.adapters.image_source import SourceReader
-from controller.adapters.keys import ImageKey
+from controller.adapters.keys import ImageSigner
+from controller.adapters.oci.access import Access, access_on_this_machine
 from controller.adapters.oci.assembly import read_memo, write_memo
-from controller.adapters.oci.bases import Bases
 from controller.adapters.oci.layout import Layout
-from policies.errors import ControllerError, DesiredStateError, OutsideError, TrustError
+from policies.errors import ControllerError, OutsideError, TrustError
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec, ImageState
@@ -38,10 +43,12 @@ class SignedImages:
         layout: Where images go, and come from.
         folder: Wheels and memories of builds; may be deleted.
         key: Signs images.
-        public_keys: PEM of all keys whose images may be loaded.
+        trust: Whose images may be loaded.
         clock: Tells when, for provenance.
         wake: Called when a build has ended.
-        bases: Opens base images; None: only what goes onto the host's own system is built.
+        access_for: Repository of a base image, `host[:port]/path` -> how to reach it.
+        secrets: Reads the secrets that builds name.
+        sigstore_root: Trusted root for base images that were signed by an identity.
         sources: Opens other repositories; None: only the watched one is built from.
     """
 
@@ -50,17 +57,19 @@ class SignedImages:
         repository: Repository,
         layout: Layout,
         folder: Path,
-        key: ImageKey,
-        public_keys: tuple[str, ...],
+        key: ImageSigner,
+        trust: ImageTrust,
         clock: Clock,
         wake: Callable[[], None] = lambda: None,
-        bases: Bases | None = None,
+        access_for: Callable[[str], Access] = partial(access_on_this_machine, environ=os.environ),
+        secrets: Secrets = no_secrets,
+        sigstore_root: str = "",
         sources: OtherRepositories | None = None,
     ) -> None:
         self._layout, self._folder = layout, folder
-        self._key, self._public_keys, self._clock, self._wake = key, public_keys, clock, wake
+        self._key, self._trust, self._clock, self._wake = key, trust, clock, wake
         reader = SourceReader(repository, sources, folder / "lfs")
-        self._drivers: Mapping[str, Driver] = {"python": PythonBuilder(reader, layout, folder, bases)}
+        self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root)
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[object, ...]] = {}
@@ -74,13 +83,15 @@ class SignedImages:
         identity = self._identity(spec)
         with self._guard:
             state = self._states.get(identity)
-        if state is not None:
+        # What was built may have been swept meanwhile, when nothing needed it; the same tree may come back.
+        if state is not None and (state.phase != "built" or state.digest is None or self._layout.has(state.digest)):
             return state
         known = read_memo(self._memo(identity))
         # What was pushed to another registry is built again: where bytes are equal, that is quick.
         if known is None or known.get("place", self._layout.reference) != self._layout.reference:
             return None
-        if not self._layout.has(known["digest"]):
+        # What somebody signed who is not trusted any more is built again, and signed by who is.
+        if known.get("signer", name_of(self._key)) not in self._trust.names or not self._layout.has(known["digest"]):
             return None
         state = ImageState(phase="built", digest=Digest(known["digest"]), materials=known["materials"])
         with self._guard:
@@ -106,19 +117,20 @@ class SignedImages:
         now = time.monotonic()
         if now - self._looked_at.get(digest, -VERIFIED_SECONDS) < VERIFIED_SECONDS:
             return
+        # A registry's clean-up may have taken what is deployed already.
+        self._layout.mend(digest)
         seen = self._layout.stamp(digest)
         if self._verified.get(digest) == seen:
             self._looked_at[digest] = now
             return
-        self._layout.check_all(digest)
-        verify_image(self._layout, digest, self._public_keys)
+        verify_and_renew(self._layout, digest, self._key, self._trust)
         self._verified[digest] = seen
 
     def _work(self, identity: str, spec: ImageSpec) -> None:
         with self._building:
             try:
                 digest, materials = self._found(spec, identity) or self._build(spec, identity)
-                known = {"digest": digest, "materials": materials, "place": self._layout.reference}
+                known = {"digest": digest, "materials": materials, "place": self._layout.reference, "signer": name_of(self._key)}
                 write_memo(self._memo(identity), known)
             except OutsideError as error:
                 self._tell(identity, ImageState(phase="failed", reason=error.reason, message=error.message, is_passing=True))
@@ -143,8 +155,7 @@ class SignedImages:
         if digest is None:
             return None
         try:
-            self._layout.check_all(digest)
-            found = verify_image(self._layout, digest, self._public_keys)
+            found = verify_and_renew(self._layout, digest, self._key, self._trust)
             materials = self._driver(spec).materials(found[PROVENANCE], spec)
         except (TrustError, KeyError, TypeError, AttributeError, ValueError):
             # Whoever may write to the registry may move a tag, which then says nothing. It is built again.
@@ -157,7 +168,9 @@ class SignedImages:
 
         built = self._driver(spec).build(spec, progress)
         progress("signing and pushing")
-        sign_image(self._layout, built.digest, self._key, self._finished(built))
+        provenance = self._finished(built)
+        sbom = sbom_of(built.digest, spec.repository, provenance)
+        sign_image(self._layout, built.digest, self._key, provenance, sbom)
         self._layout.tag(f"{spec.repository}:{_label(spec)}", built.digest)
         self._layout.push(built.digest, tags=_tags(spec, identity))
         return built.digest, built.materials
@@ -167,15 +180,10 @@ class SignedImages:
         return {**built.provenance, "runDetails": {**details, "metadata": {"finishedOn": self._clock.now().isoformat()}}}
 
     def _driver(self, spec: ImageSpec) -> Driver:
-        driver = self._drivers.get(spec.builder)
-        if driver is None:
-            text = f"{spec.repository}: building from a Dockerfile is not part of Myelin yet; use s2i"
-            raise DesiredStateError(text, reason="NotBuilt")
-        return driver
+        return self._drivers[spec.builder]
 
     def _identity(self, spec: ImageSpec) -> Digest:
-        # What nobody here builds has a name too, so that its fault can be told.
-        return self._drivers.get(spec.builder, self._drivers["python"]).identity(spec)
+        return self._driver(spec).identity(spec)
 
     def _memo(self, identity: str) -> Path:
         return self._folder / f"image-{identity.removeprefix('sha256:')[:32]}.json"

@@ -1,4 +1,4 @@
-"""The door to cryptography: SSH signatures of commits and records, P-256 signatures of images.
+"""The door to cryptography: SSH signatures of commits and records, P-256 and Ed25519 signatures of images.
 
 It never decides whom to trust, and no private key leaves it.
 """
@@ -11,7 +11,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -196,13 +198,40 @@ def read_signature(armored: str, data: bytes, *, namespace: str = "git") -> Sign
     return Signature(key=key, fingerprint=fingerprint(key), valid=valid)
 
 
+@runtime_checkable
+class ImageSigner(Protocol):
+    """What signs images, wherever its private half lies."""
+
+    @property
+    def public_pem(self) -> str:
+        """The public key, SubjectPublicKeyInfo as PEM."""
+        ...
+
+    @property
+    def hint(self) -> str:
+        """Base64 of the SHA-256 of the public key's DER: how cosign names a key."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature over `data`, as cosign reads it.
+
+        Raises:
+            OutsideError: What holds the key said no or nothing; a key in a file never does.
+        """
+        ...
+
+
+ImageKeyKind = Literal["p256", "ed25519"]
+
+
 class ImageKey:
-    """A P-256 key in PKCS#8 PEM, which signs images. Signing twice gives the same bytes."""
+    """A P-256 or Ed25519 key in PKCS#8 PEM, which signs images. Signing twice gives the same bytes."""
 
-    __slots__ = ("_private",)
+    __slots__ = ("_private", "_public")
 
-    def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, private: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> None:
         self._private = private
+        self._public = _as_pem(private.public_key())
 
     def __repr__(self) -> str:
         return "ImageKey(***)"
@@ -211,19 +240,19 @@ class ImageKey:
         raise TypeError("a private key is not pickled")
 
     @classmethod
-    def generate(cls, path: Path) -> ImageKey:
+    def generate(cls, path: Path, kind: ImageKeyKind = "p256") -> ImageKey:
         """Make a key and keep it at `path`, for its owner's eyes only.
 
         Raises:
             RefusedError: Something is there already, or the folder cannot be written.
         """
-        private = ec.generate_private_key(ec.SECP256R1())
+        private = ec.generate_private_key(ec.SECP256R1()) if kind == "p256" else ed25519.Ed25519PrivateKey.generate()
         keep_private(path, private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, _bare()))
         return cls(private)
 
     @classmethod
     def load(cls, path: Path) -> ImageKey:
-        """Read a key made by `generate`.
+        """Read a key made by `generate`, or by `openssl genpkey`.
 
         Raises:
             RefusedError: The file cannot be read, or others may read it.
@@ -238,42 +267,106 @@ class ImageKey:
         Raises:
             TrustError: It is no such key.
         """
+        expected = f"{where}: expected a P-256 or Ed25519 key as PKCS#8 PEM"
+        if b"ENCRYPTED SIGSTORE PRIVATE KEY" in content or b"ENCRYPTED COSIGN PRIVATE KEY" in content:
+            text = f"{expected}, got cosign's own encrypted kind; make one with `myelin keys new`"
+            raise TrustError(text, reason="NoKey")
         try:
             private = serialization.load_pem_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise TrustError(f"{where}: expected a P-256 key as PKCS#8 PEM, got something else", reason="NoKey") from error
-        if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
-            raise TrustError(f"{where}: expected a P-256 key, got another kind", reason="NoKey")
-        return cls(private)
+            raise TrustError(f"{expected}, got something else or one with a password", reason="NoKey") from error
+        if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(private.curve, ec.SECP256R1):
+            return cls(private)
+        if isinstance(private, ed25519.Ed25519PrivateKey):
+            return cls(private)
+        raise TrustError(f"{expected}, got another kind of key", reason="NoKey")
 
     @property
     def public_pem(self) -> str:
         """The public key, SubjectPublicKeyInfo as PEM."""
-        public = self._private.public_key()
-        return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+        return self._public
 
     @property
     def hint(self) -> str:
         """Base64 of the SHA-256 of the public key's DER: how cosign names a key."""
-        public = self._private.public_key()
-        der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return base64.b64encode(hashlib.sha256(der).digest()).decode("ascii")
+        return hint_of(self._public)
 
     def sign(self, data: bytes) -> bytes:
-        """The ECDSA signature (DER, SHA-256, RFC 6979) over `data`."""
+        """The signature over `data`: ECDSA (DER, SHA-256, RFC 6979) or Ed25519."""
+        if isinstance(self._private, ed25519.Ed25519PrivateKey):
+            return self._private.sign(data)
         return self._private.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
 
     @staticmethod
     def verify(public_pem: str | bytes, data: bytes, signature: bytes) -> bool:
-        """Whether `signature` over `data` was made by the holder of `public_pem`, a P-256 key."""
+        """Whether `signature` over `data` was made by the holder of `public_pem`.
+
+        P-256 and Ed25519, as we have them; RSA from 2048 bits on, with which others sign their base images.
+        """
         try:
-            public = serialization.load_pem_public_key(public_pem.encode() if isinstance(public_pem, str) else public_pem)
-            if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-                return False
-            public.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+            public = _image_public(public_pem if isinstance(public_pem, str) else public_pem.decode("ascii"))
+            if isinstance(public, ed25519.Ed25519PublicKey):
+                public.verify(signature, data)
+            elif isinstance(public, rsa.RSAPublicKey):
+                public.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+            else:
+                public.verify(signature, data, ec.ECDSA(hashes.SHA256()))
         except (ValueError, UnsupportedAlgorithm, InvalidSignature):
             return False
         return True
+
+
+@lru_cache(maxsize=64)
+def _image_public(pem: str) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey:
+    public = serialization.load_pem_public_key(pem.encode())
+    if isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1):
+        return public
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return public
+    if isinstance(public, rsa.RSAPublicKey) and public.key_size >= SMALLEST_RSA_BITS:
+        return public
+    raise ValueError("another kind of key")
+
+
+def image_public(pem: str, where: str) -> str:
+    """A public key of images that somebody wrote at `where`, in its one form.
+
+    Raises:
+        TrustError: It is none: a key that never fits anything would look like an image that nobody signed.
+    """
+    try:
+        public = _image_public(pem.strip() + "\n")
+    except (ValueError, UnsupportedAlgorithm) as error:
+        text = f"{where}: expected a public key as PEM, P-256 or Ed25519 (RSA from {SMALLEST_RSA_BITS} bits on), got another text"
+        raise TrustError(f"{text}; `myelin keys show` prints one", reason="NoKey") from error
+    return _as_pem(public)
+
+
+def hint_of(public_pem: str) -> str:
+    """Base64 of the SHA-256 of a public key's DER: how cosign names a key."""
+    der = _image_public(public_pem).public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(der).digest()).decode("ascii")
+
+
+def public_of_point(kind: ImageKeyKind, point: bytes) -> str:
+    """The public key as PEM whose point a token tells: uncompressed on P-256, 32 bytes of Ed25519.
+
+    Raises:
+        ValueError: It is no point of that curve.
+    """
+    if kind == "ed25519":
+        return _as_pem(ed25519.Ed25519PublicKey.from_public_bytes(point))
+    return _as_pem(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
+
+
+def as_der(raw: bytes) -> bytes:
+    """An ECDSA signature as tokens write one, two numbers of equal length, as DER."""
+    half = len(raw) // 2
+    return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
+
+
+def _as_pem(public: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey) -> str:
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
 class _Reader:

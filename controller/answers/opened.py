@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.clock import SystemClock
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository
@@ -16,9 +17,9 @@ from controller.adapters.ledger import BRANCH, lines_of
 from controller.adapters.oci.layout import Layout
 from controller.answers import in_cluster, proof
 from controller.answers.signed import PROJECT_FILE, Judged, judge_each, name_among
-from controller.keyring import public_certificate, public_keys
+from controller.keyring import own_identity, public_certificate, public_keys
 from controller.project import Place
-from controller.trustfile import pin_of, read_trust, signature_reader, signers_of, with_certificate
+from controller.trustfile import image_trust, pin_of, read_trust, signature_reader, signers_of, with_certificate, with_identity
 from policies.errors import DesiredStateError, OutsideError
 from policies.ledger import decode
 from policies.records import fold
@@ -36,7 +37,8 @@ class Opened:
     place: Place
     repository: GitRepository
     pin: Pin
-    image_keys: tuple[str, ...]
+    images: ImageTrust
+    """Whose images may be loaded."""
     tip: str
     """Of the branch; empty when it has no commit."""
     away: str = ""
@@ -123,6 +125,7 @@ def opened(place: Place) -> Iterator[Opened]:
     last fetch.
     """
     trust = with_certificate(read_trust(place.trust), public_certificate(place.state))
+    trust = with_identity(trust, own_identity(place.state))
     own, images = public_keys(place.state)
     with TemporaryDirectory(prefix="myelin-") as folder:
         mirror, away = Path(folder) / "git", ""
@@ -155,7 +158,7 @@ def opened(place: Place) -> Iterator[Opened]:
                 place=place,
                 repository=repository,
                 pin=pin,
-                image_keys=tuple(dict.fromkeys((*trust.images, *images))),
+                images=image_trust(trust, images),
                 tip=tip,
                 away=away,
             )

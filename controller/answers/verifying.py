@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import Any
 
-from controller.adapters.attestor import verify_image
+from controller.adapters.attest.verifying import ImageTrust, verify_image
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.keys import is_signed
+from controller.adapters.models import verify_model
 from controller.adapters.oci.layout import Layout
 from controller.answers.opened import Opened, opened, store_of
 from controller.answers.proof import check_ledger
@@ -79,12 +80,12 @@ def verify(place: Place, subject: str = "") -> dict[str, Any]:
             raise records.nothing_fits(subject)
         checked = [*_commits(project), *_ledger(project)]
         recorded = project.recorded(_keys_of(item.record for item in wanted.values() if item.record is not None))
-        image_keys = project.image_keys
+        trusted = project.images
         own = project.pin.controller.key if project.pin.controller else ""
     digests = {digest_value(item.record.model_dump(mode="json", by_alias=True)) for item in kept.values() if item.record}
     checked += [_record(name, item, digests, own, recorded) for name, item in sorted(wanted.items())]
     versions = [item.record for _, item in sorted(wanted.items()) if item.record]
-    checked += _stored(store_of(place), versions, image_keys)
+    checked += _stored(store_of(place), versions, trusted)
     return {
         "ok": all(item.ok is not False for item in checked),
         "complete": all(item.ok is not None for item in checked),
@@ -187,7 +188,7 @@ def _against_the_ledger(version: Version, recorded: Recorded) -> str:
     return f"metadata.name: its inputs make {made}" if made != version.metadata.name else ""
 
 
-def _stored(layout: Layout | None, versions: Sequence[Version], image_keys: tuple[str, ...]) -> Iterator[Checked]:
+def _stored(layout: Layout | None, versions: Sequence[Version], trust: ImageTrust) -> Iterator[Checked]:
     """Images, models and data, each once."""
     backends = [backend for version in versions for backend in version.spec.backends]
     named = [("image", backend.image) for backend in backends]
@@ -197,12 +198,14 @@ def _stored(layout: Layout | None, versions: Sequence[Version], image_keys: tupl
         if layout is None:
             yield Checked(kind=kind, subject=digest, ok=None, reason=NOT_HERE)
         elif kind == "image":
-            yield _tried(kind, digest, _check_image, layout, digest, image_keys)
+            yield _tried(kind, digest, verify_image, layout, digest, trust)
+        elif kind == "model":
+            yield _tried(kind, digest, _check_model, layout, digest, trust)
         else:
             yield _tried(kind, digest, layout.check_all, digest)
 
 
-def _tried(kind: str, subject: str, check: Callable[..., None], *args: Any) -> Checked:
+def _tried(kind: str, subject: str, check: Callable[..., object], *args: Any) -> Checked:
     try:
         check(*args)
     except SilentError as error:
@@ -212,9 +215,9 @@ def _tried(kind: str, subject: str, check: Callable[..., None], *args: Any) -> C
     return Checked(kind=kind, subject=subject, ok=True)
 
 
-def _check_image(layout: Layout, digest: str, public_keys: tuple[str, ...]) -> None:
+def _check_model(layout: Layout, digest: str, trust: ImageTrust) -> None:
     layout.check_all(digest)
-    verify_image(layout, digest, public_keys)
+    verify_model(layout, digest, trust)
 
 
 def _keys_of(versions: Iterable[Version]) -> set[str]:

@@ -59,7 +59,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   of a cluster | keys = what is signed with; counts only in the Project object of a cluster || Repository: url = its address,
   without a password | secret_name = holds a login for it, with keys as in `docs/how-to/git-servers.md`; none: read without ||
   Registry: repository = where all of the project's images, artifacts and signatures lie | secret_name = of type
-  `kubernetes.io/dockerconfigjson`, to push with | pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
+  `kubernetes.io/dockerconfigjson`, to push with; its key `ca.crt` may hold the registry's own authority |
+  pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
   without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem`, and perhaps `controller.asc`, an
   OpenPGP one for commits || Trust: signers = who may
   change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |

@@ -41,6 +41,8 @@ class Recorded:
     """Task run id -> the change that people are or were asked about."""
     statuses: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(commit, context) -> states that its forge was told, in order."""
+    swept: frozenset[str] = frozenset()
+    """Models and data that nothing needed any more, and that were removed: no later work takes them over."""
     slices: Mapping[str, Recorded] | None = field(default=None, compare=False, repr=False)
     """Axon -> the fold of its own entries: the same object for as long as it has no new ones. None: they were not kept apart."""
 
@@ -64,6 +66,7 @@ class Recorded:
             sources=self.sources,
             proposals={key: item for key, item in self.proposals.items() if key in mine},
             statuses=self.statuses,
+            swept=self.swept,
         )
 
 

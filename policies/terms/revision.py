@@ -108,6 +108,8 @@ class Pin:
     """The controller's own key; it has power over the write-back paths only."""
     controller_openpgp: TrustedKey | None = None
     """The OpenPGP certificate that its commits may be signed under as well, with the same power."""
+    controller_sigstore: TrustedKey | None = None
+    """The identity that a Sigstore instance knows it by, with the same power."""
     since: str = ""
     """Commit that is trusted without looking further back; empty: from the root."""
     ancestors: bool = True
@@ -118,4 +120,5 @@ class Pin:
     @property
     def own(self) -> tuple[TrustedKey, ...]:
         """All that the controller's commits may be signed by; both count, so that who changes from one keeps the history."""
-        return tuple(key for key in (self.controller, self.controller_openpgp) if key is not None)
+        keys = (self.controller, self.controller_openpgp, self.controller_sigstore)
+        return tuple(key for key in keys if key is not None)

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 import tests.contracts.test_engine_contract as contract
-from controller.adapters.attestor import sign_image
+from controller.adapters.attest.signing import sign_image
+from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import SERVICE, Cluster
 from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
 from controller.adapters.keys import ImageKey, SshKey
+from controller.adapters.models import Models
 from controller.adapters.oci.assembly import Program, assemble, package_folder, tree, venv
 from controller.adapters.oci.bases import Bases
 from controller.adapters.oci.composed import Composer
@@ -33,6 +35,7 @@ from policies.terms.task import JobState, ServerSpec, ServerState
 from reconcilers.manifests.names import Placement
 from tests.cluster.node import Node
 from tests.contracts.test_engine_contract import *  # noqa: F403  the suite itself
+from tests.fakes.provenance import trust_in, where_from
 
 PROGRAMS = "a-secret-of-the-tests"
 contract.DEADLINE_SECONDS = 60
@@ -69,14 +72,15 @@ class Kubernetes:
             inbox=self.inbox,
         )
         clock = SystemClock()
-        composer = Composer(self.layout, self.folder / "composed", self.image_key, (self.image_key.public_pem,), clock)
+        composer = Composer(self.layout, self.folder / "composed", self.image_key, trust_in(self.image_key), clock)
+        models = Models(self.layout, self.image_key, ImageTrust(keys=(self.image_key.public_pem,)))
         self.engine: Any = ClusterEngine(
             self.cluster,
             placement,
             self.layout,
             composer.compose,
             programs=PROGRAMS,
-            jobs=KeptJobs(self.folder / "jobs", self.layout, self.key),
+            jobs=KeptJobs(self.folder / "jobs", self.layout, self.key, models),
             servers=KeptServers(self.folder / "servers"),
             clock=clock,
         )
@@ -143,7 +147,7 @@ class Kubernetes:
         source = lay(self.layout, {**files, f"app/{program}": text}, links)
         run = Program(entrypoint=["/opt/venv/bin/python", f"/app/{program}"])
         digest = assemble(self.layout, [runtime, source], run, base=base, annotations={})
-        sign_image(self.layout, digest, self.image_key, {"tests": program})
+        sign_image(self.layout, digest, self.image_key, where_from())
         self.layout.push(digest, tags=(f"image-{program.partition('.')[0]}",))
         return digest
 

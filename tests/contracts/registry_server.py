@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,6 @@ def why_no_registry() -> str:
         if shutil.which("docker-registry")
         else "docker-registry: expected Debian's package docker-registry, it is not installed"
     )
-
-
-def find_cosign() -> Path | None:
-    """A cosign to check signatures with: one that was built for the cluster tests, or that the machine has."""
-    places = [Path(text) for text in (os.environ.get("MYELIN_CLUSTER_BIN"),) if text]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myelin" / "cluster"
-    built = sorted(cache.glob("*/cosign"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [path for path in (*(place / "cosign" for place in places), *built) if os.access(path, os.X_OK)]
-    installed = shutil.which("cosign")
-    return found[0] if found else Path(installed) if installed else None
 
 
 class RegistryServer:
@@ -79,6 +71,21 @@ class RegistryServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(5)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def requests(self) -> int:
+        """How many it answered."""
+        return self._log.read_text(errors="replace").count("response completed")
+
+    def clean_up(self) -> str:
+        """Let it collect its garbage as people do who follow its handbook, untagged manifests too; what it says."""
+        command = ["docker-registry", "garbage-collect", "--delete-untagged", str(self._folder / "config.yml")]
+        environment = {"PATH": os.environ["PATH"]}
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment).stdout
 
     def blob(self, digest: str) -> Path:
         """Where it keeps a blob's bytes."""
@@ -145,10 +152,20 @@ class Gateway:
 
     Args:
         upstream: Address of the registry; empty: there is none, and what nobody told it to answer is 404.
+        trusted: With what to speak TLS to it; None: it speaks none.
     """
 
-    def __init__(self, upstream: str = "") -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: str = "", *, trusted: ssl.SSLContext | None = None) -> None:
+        self._upstream, self._trusted = upstream, trusted
+        self.body = b""
+        """That of the last request."""
+        self.received = 0
+        """Bytes of bodies that blobs were sent with."""
+        self.before: Callable[[int], None] = lambda number: None
+        """Called before the registry hears of a request, with its number from 0."""
+        self.after: Callable[[int], None] = lambda number: None
+        """Called when the registry has answered, before anybody hears of it."""
+        self._numbers = itertools.count()
         self.asked: list[str] = []
         """`GET /v2/… 200`, in order."""
         self.headers: list[dict[str, str]] = []
@@ -204,6 +221,11 @@ class Gateway:
         """Answer one request."""
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.headers.append({key.lower(): value for key, value in request.headers.items()})
+        self.body = body
+        number = next(self._numbers)
+        self.before(number)
+        if "/blobs/uploads/" in request.path:
+            self.received += len(body)
         said = None
         for choice in self.answers:
             said = choice(request.command, request.path)
@@ -215,6 +237,7 @@ class Gateway:
         if said is None or (self.takes_effect and self._upstream):
             real = self._forwarded(request, body)
             said = said or real
+        self.after(number)
         self.asked.append(f"{request.command} {request.path} {said.status}")
         if said is LOST or said.sent is not None:
             request.close_connection = True
@@ -231,7 +254,8 @@ class Gateway:
     def _forwarded(self, request: BaseHTTPRequestHandler, body: bytes) -> Said:
         if not self._upstream:
             return Said(status=404)
-        line = HTTPConnection(self._upstream, timeout=20)
+        host, trusted = self._upstream, self._trusted
+        line = HTTPSConnection(host, timeout=20, context=trusted) if trusted else HTTPConnection(host, timeout=20)
         try:
             # Its own address stays in `Host`, so that the registry sends clients back here.
             line.request(request.command, request.path, body=body, headers=dict(request.headers.items()))

@@ -16,11 +16,15 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
+from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.clock import SystemClock
 from controller.adapters.engine_local import LocalEngine
 from controller.adapters.engine_local.launch import HOST_PYTHON
+from controller.adapters.keys import ImageKey
+from controller.adapters.models import Models
+from controller.adapters.oci.artifacts import ArtifactStore
 from controller.adapters.oci.layers import Stored, lay
-from controller.adapters.oci.layout import CONFIG, MANIFEST, ArtifactStore, Layout
+from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from policies.canonical import canonical
 from policies.errors import OutsideError, TrustError
 from policies.terms.digest import Digest, digest_of
@@ -144,7 +148,9 @@ class Real:
         self.restart()
 
     def restart(self) -> None:
-        artifacts = ArtifactStore(self.layout)
+        path = self.folder / "image.pem"
+        key = ImageKey.load(path) if path.exists() else ImageKey.generate(path)
+        artifacts = ArtifactStore(self.layout, Models(self.layout, key, ImageTrust(keys=(key.public_pem,))))
         self.engine: Any = LocalEngine(self.folder / "engine", self.layout, artifacts, SystemClock(), isolation="none")
 
     def job(self, name: str) -> JobState:

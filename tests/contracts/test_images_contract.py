@@ -20,6 +20,7 @@ from policies.terms.digest import Digest, digest_of
 from policies.terms.task import ImageSpec, ImageState
 from tests.fakes.engine import work
 from tests.fakes.images import FakeImages
+from tests.fakes.provenance import trust_in
 from tests.fakes.repository import FakeRepository
 from tests.fakes.wiring import CONTROLLER
 from tests.fakes.world import START, World
@@ -82,7 +83,7 @@ class Real(Source):
         self.restart()
 
     def restart(self) -> None:
-        public = (self.key.public_pem,)
+        public = trust_in(self.key)
         self.images: Any = SignedImages(self.repository, self.layout, self.folder / "build", self.key, public, SystemClock())
 
     def ended(self, spec: ImageSpec) -> ImageState:
@@ -177,12 +178,12 @@ def test_a_build_whose_controller_died_is_started_again(place: Place) -> None:
 
 
 def test_what_cannot_be_built_says_why_and_may_be_tried_again(place: Place) -> None:
-    spec = place.spec({"app.py": b"", ".s2i/environment": b"INSTALL_SCRIPT=x.sh\n"})
+    spec = place.spec({"app.py": b"", "x.sh": b"", ".s2i/environment": b"INSTALL_SCRIPT=x.sh\n"})
     for _ in range(2):
         place.images.start(spec)
         state = place.ended(spec)
-        assert (state.phase, state.digest, state.reason) == ("failed", None, "NotBuilt")
-        assert "INSTALL_SCRIPT needs a container build" in state.message
+        assert (state.phase, state.digest, state.reason) == ("failed", None, "BaseMissing")
+        assert "INSTALL_SCRIPT: expected a base image to run it on" in state.message
         assert "\n" not in state.message
     good = place.spec({"app.py": b"print('good')\n"})
     place.images.verify(built(place, good))

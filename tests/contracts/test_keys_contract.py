@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.adapters.keys import SshKey
+from controller.adapters.keys import ImageKey, ImageSigner, SshKey
 from reconcilers.ports import Keys
 from tests.fakes.wiring import STRANGER, open_ports
 from tests.fakes.world import World
@@ -61,3 +62,26 @@ def test_a_private_key_is_not_shown_and_not_pickled(tmp_path: Path) -> None:
     assert repr(key) == "SshKey(***)"
     with pytest.raises(TypeError):
         pickle.dumps(key)
+
+
+@pytest.fixture(params=["p256", "ed25519", "p256 read back"])
+def signer(request: pytest.FixtureRequest, tmp_path: Path) -> ImageSigner:
+    made = ImageKey.generate(tmp_path / "image.pem", "ed25519" if request.param == "ed25519" else "p256")
+    return ImageKey.load(tmp_path / "image.pem") if request.param.endswith("read back") else made
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@given(data=st.binary(max_size=64), other=st.binary(max_size=64))
+def test_a_signature_of_an_image_fits_its_data_and_its_key_and_nothing_else(
+    signer: ImageSigner, data: bytes, other: bytes
+) -> None:
+    signature = signer.sign(data)
+    assert signer.sign(data) == signature
+    assert ImageKey.verify(signer.public_pem, data, signature)
+    assert ImageKey.verify(signer.public_pem, other, signature) is (other == data)
+    assert not ImageKey.verify(signer.public_pem, data, signature[:-1])
+
+
+def test_the_hint_of_an_image_key_names_its_public_half(signer: ImageSigner) -> None:
+    der = base64.b64decode("".join(line for line in signer.public_pem.splitlines() if not line.startswith("-----")))
+    assert base64.b64decode(signer.hint) == hashlib.sha256(der).digest()

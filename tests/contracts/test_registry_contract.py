@@ -1,12 +1,11 @@
-"""What a registry promises: the one in memory, and Debian's docker-registry with and without passwords."""
+"""What a registry promises: the one in memory, and Debian's docker-registry open, with passwords, tokens and a private CA."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,121 +14,19 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.oci.layout import EMPTY, FILE, FILES, INDEX, MANIFEST, ArtifactStore, Layout
-from controller.adapters.oci.mirrored import KNOWN_SECONDS, MirroredLayout
-from controller.adapters.oci.registry import Access, Registry
+from controller.adapters.oci.artifacts import FILE, FILES
+from controller.adapters.oci.layout import EMPTY, MANIFEST
 from policies.canonical import canonical
 from policies.errors import DesiredStateError, RefusedError, SilentError, TrustError
 from policies.terms.digest import Digest, digest_of
 from policies.terms.secret import Secret
-from tests.contracts.registry_server import (
-    PASSWORD,
-    USER,
-    Gateway,
-    RegistryServer,
-    registry_server,
-    why_no_registry,
-    with_passwords,
-)
-from tests.fakes.registry import FakeRegistry, Host
-
-BIG_BYTES = 64 << 20
-BOUND_BYTES = 12 << 20
+from tests.contracts.registry_places import KINDS, Fake, opened_place
 
 
-class Fake:
-    """The registry in memory."""
-
-    def __init__(self, *, needs: bool = False, lists_referrers: bool = False) -> None:
-        self.host = Host(needs=(USER, PASSWORD) if needs else None, lists_referrers=lists_referrers)
-        self.secret = (USER, PASSWORD) if needs else ("", "")
-        self.number = 0
-
-    def access(self, path: str) -> Access:
-        user, password = self.secret
-        return Access(repository=f"{self.host.name}/{path}", username=user, password=Secret(password), origin="Secret a/b")
-
-    def path(self) -> str:
-        """A repository that nobody used yet."""
-        self.number += 1
-        return f"team-a/digits{self.number}"
-
-    def open(self, access: Access) -> Any:
-        return FakeRegistry(self.host, access)
-
-    def counted(self, path: str) -> tuple[Any, Callable[[], int]]:
-        """A repository, and how many requests were answered there or on its host."""
-        return self.open(self.access(path)), lambda: self.host.requests
-
-    def silent(self) -> Any:
-        return FakeRegistry(Host(is_silent=True), self.access("x"))
-
-    def tamper(self, path: str, digest: str) -> None:
-        held = self.host.repositories[path]
-        store = held.blobs if digest in held.blobs else held.manifests
-        store[digest] = b"x" + store[digest][1:]
-
-    def forget(self, path: str, digest: str) -> None:
-        self.host.repositories[path].blobs.pop(digest, None)
-        self.host.repositories[path].manifests.pop(digest, None)
-
-
-class Real(Fake):
-    """docker-registry. All tests of one kind share a process; each has its own repositories."""
-
-    def __init__(self, server: RegistryServer, *, needs: bool) -> None:
-        super().__init__(needs=needs)
-        self.server, self.opened = server, []
-        self.between: Gateway | None = None
-
-    def access(self, path: str) -> Access:
-        return replace(super().access(path), repository=f"{self.server.address}/{path}", unsafe_plain_http=True)
-
-    def open(self, access: Access) -> Any:
-        registry = Registry(access, sleep=lambda _: None)
-        self.opened.append(registry)
-        return registry
-
-    def counted(self, path: str) -> tuple[Any, Callable[[], int]]:
-        self.between = self.between or Gateway(self.server.address)
-        asked = self.between.asked
-        # Each client with a password begins with a question that is not answered.
-        return (
-            self.open(replace(self.access(path), repository=f"{self.between.address}/{path}")),
-            lambda: len([text for text in asked if not text.endswith(" 401")]),
-        )
-
-    def close(self) -> None:
-        for registry in self.opened:
-            registry.close()
-        if self.between:
-            self.between.close()
-
-    def silent(self) -> Any:
-        # Nothing listens at port 1.
-        return self.open(replace(self.access("x"), repository="127.0.0.1:1/x"))
-
-    def tamper(self, path: str, digest: str) -> None:
-        place = self.server.blob(digest)
-        place.write_bytes(b"x" + place.read_bytes()[1:])
-
-    def forget(self, path: str, digest: str) -> None:
-        self.server.forget(path, digest)
-
-
-@pytest.fixture(scope="module", params=["fake", "fake-referrers", "fake-passwords", "real", "real-passwords"])
+@pytest.fixture(scope="module", params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fake]:
-    needs = request.param.endswith("passwords")
-    if request.param.startswith("fake"):
-        yield Fake(needs=needs, lists_referrers=request.param == "fake-referrers")
-        return
-    if why_no_registry():
-        pytest.skip(why_no_registry())
-    folder = tmp_path_factory.mktemp("registry")
-    with registry_server(folder, with_passwords(folder) if needs else None) as server:
-        real = Real(server, needs=needs)
-        yield real
-        real.close()
+    with opened_place(request.param, tmp_path_factory.mktemp("registry")) as opened:
+        yield opened
 
 
 def put(registry: Any, folder: Path, data: bytes) -> Digest:
@@ -314,7 +211,8 @@ def test_threads_share_a_registry(place: Fake, tmp_path: Path) -> None:
 
 def test_who_has_no_key_is_told_where_to_look(place: Fake) -> None:
     if place.secret[0] == "":
-        pytest.skip("it lets everybody in")
+        # The others let everybody in; who asks the token server for what, and as whom, is in test_registry_access.
+        return
     access = place.access(place.path())
     for wrong in (replace(access, username="", password=Secret("")), replace(access, password=Secret("not the password"))):
         registry = place.open(wrong)
@@ -344,209 +242,45 @@ def test_who_does_not_answer_is_silent(place: Fake, tmp_path: Path) -> None:
         assert caught.value.reason == "RegistrySilent"
 
 
-def test_a_big_blob_is_never_held_in_memory(place: Fake, tmp_path: Path) -> None:
-    if not isinstance(place, Real):
-        pytest.skip("the fake holds everything in memory")
-    registry = place.open(place.access(place.path()))
-    block = os.urandom(1 << 20)
-    with (tmp_path / "big").open("wb") as file:
-        for number in range(BIG_BYTES >> 20):
-            file.write(number.to_bytes(4, "big") + block[4:])
-    layout = Layout(tmp_path / "store")
-    tracemalloc.start()
-    try:
-        digest = ArtifactStore(layout).put_folder(_only(tmp_path / "big"))
-        blob = layout.manifest(digest)["layers"][0]["digest"]
-        registry.put_blob(layout.place(blob), blob)
-        with (tmp_path / "back").open("wb") as out:
-            registry.fetch_blob(blob, out)
-        assert (tmp_path / "back").stat().st_size == BIG_BYTES
-        assert tracemalloc.get_traced_memory()[1] < BOUND_BYTES
-    finally:
-        tracemalloc.stop()
-    Layout.check(layout, blob)
+def test_a_blob_that_another_repository_is_said_to_have_is_sent_only_if_it_has_not(place: Fake, tmp_path: Path) -> None:
+    one, other = place.path(), place.path()
+    data = b"perhaps shared, " + one.encode()
+    put(place.open(place.access(one)), tmp_path, data)
+    for source, content, sent in ((one, data, 0), ("no/such/repository", b"mine, " + data, 1), (one, b"theirs? " + data, 1)):
+        registry, count, received = place.counted(other)
+        before = received()
+        (tmp_path / "file").write_bytes(content)
+        assert registry.put_blob(tmp_path / "file", digest_of(content), source=source) == bool(sent)
+        assert received() - before == sent * len(content)
+        assert fetched(registry, digest_of(content)) == content
+        asked = count()
+        assert not registry.put_blob(tmp_path / "never read", digest_of(content), source=source)
+        assert count() == asked
 
 
-def _only(path: Path) -> Path:
-    folder = path.with_name("folder")
-    folder.mkdir()
-    path.rename(folder / path.name)
-    return folder
+def test_what_it_was_relied_on_for_may_be_forgotten(place: Fake, tmp_path: Path) -> None:
+    path = place.path()
+    registry = place.open(place.access(path))
+    data = b"removed behind our back, " + path.encode()
+    digest = put(registry, tmp_path, data)
+    place.forget(path, digest)
+    registry.forget()
+    (tmp_path / "again").write_bytes(data)
+    registry.put_blob(tmp_path / "again", digest)
+    assert fetched(registry, digest) == data
 
 
-class Mirror:
-    """A folder in front of a repository; a new one after the disk was lost is `again`."""
-
-    def __init__(self, place: Fake, folder: Path) -> None:
-        self.place, self.folder, self.path, self.number = place, folder, place.path(), 0
-        self.seconds = 0.0
-
-    def again(self) -> MirroredLayout:
-        self.number += 1
-        registry = self.place.open(self.place.access(self.path))
-        return MirroredLayout(self.folder / f"mirror{self.number}", registry, seconds=lambda: self.seconds)
-
-
-@pytest.fixture
-def mirror(place: Fake, tmp_path: Path) -> Mirror:
-    return Mirror(place, tmp_path)
-
-
-def kept(layout: Layout, *contents: bytes, **more: Any) -> Digest:
-    """A manifest in the folder, not pushed."""
-    layers = [layout.descriptor(layout.put(data), FILE) for data in contents]
-    value = {"schemaVersion": 2, "mediaType": MANIFEST, "config": layout.descriptor(layout.put(b"{}"), EMPTY), "layers": layers}
-    return layout.put(canonical({**value, **more}))
-
-
-def test_what_was_pushed_is_fetched_by_who_lost_the_disk(mirror: Mirror) -> None:
-    one = mirror.again()
-    digest = kept(one, b"first layer", b"second layer")
-    one.tag("team/r:c-1-e-2", digest)
-    one.push(digest, tags=("i-0123", "r-c-1-e-2"))
-    other = mirror.again()
-    assert other.has(digest)
-    assert not other.is_here(digest)
-    assert not other.has(digest_of(b"nobody put this"))
-    assert other.resolve("i-0123") == other.resolve("r-c-1-e-2") == digest
-    assert other.resolve("team/r:c-1-e-2") is None
-    assert one.resolve("team/r:c-1-e-2") == digest
-    assert other.path(digest).read_bytes() == one.get(digest)
-    for layer, data in zip(other.manifest(digest)["layers"], (b"first layer", b"second layer"), strict=True):
-        other.check(layer["digest"])
-        assert other.get(layer["digest"]) == other.path(layer["digest"]).read_bytes() == data
-        assert other.is_here(layer["digest"])
-    for read in (other.get, other.check, other.path, other.manifest):
-        with pytest.raises(TrustError, match="missing"):
-            read(digest_of(b"nobody put this"))
-    assert [path.name for path in other.root.iterdir() if path.name.startswith("new-")] == []
-
-
-def test_folders_of_files_go_through_the_registry(mirror: Mirror) -> None:
-    folder = mirror.folder / "m"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "w.bin").write_bytes(b"weights")
-    (folder / "run").write_bytes(b"#!x")
-    (folder / "run").chmod(0o755)
-    digest = ArtifactStore(mirror.again()).put_folder(folder)
-    other = mirror.again()
-    ArtifactStore(other).fetch_folder(digest, mirror.folder / "back")
-    assert (mirror.folder / "back/deep/w.bin").read_bytes() == b"weights"
-    assert (mirror.folder / "back/run").stat().st_mode & 0o100
-    assert other.resolve(f"artifact-{digest.removeprefix('sha256:')}") == digest
-    # Whoever lost the disk and makes the same again needs nothing of it back.
-    assert ArtifactStore(mirror.again()).put_folder(folder) == digest
-
-
-def test_a_push_of_what_is_there_sends_nothing(mirror: Mirror) -> None:
-    first = mirror.again()
-    digest = kept(first, b"layer")
-    first.push(digest, tags=("one", "two"))
-    for tags in ((), ("one",), ("one", "two")):
-        registry, count = mirror.place.counted(mirror.path)
-        layout = MirroredLayout(first.root, registry, seconds=lambda: mirror.seconds)
-        before = count()
-        layout.push(digest, tags=tags)
-        assert 1 <= count() - before <= 2
-        before = count()
-        layout.push(digest, tags=tags)
-        assert count() == before
-        mirror.seconds += KNOWN_SECONDS + 1
-        layout.push(digest, tags=tags)
-        assert 1 <= count() - before <= 2
-
-
-def test_what_was_removed_from_the_registry_is_put_back(mirror: Mirror) -> None:
-    layout = mirror.again()
-    digest = kept(layout, b"layer of " + mirror.path.encode())
-    layer = layout.manifest(digest)["layers"][0]["digest"]
-    layout.push(digest, tags=("v1",))
-    for blob in (digest, layer):
-        mirror.place.forget(mirror.path, blob)
-    again = MirroredLayout(layout.root, mirror.place.open(mirror.place.access(mirror.path)))
-    again.push(digest, tags=("v1",))
-    assert mirror.again().get(layer) == b"layer of " + mirror.path.encode()
-    assert mirror.again().manifest(digest)["layers"][0]["digest"] == layer
-
-
-def test_a_layer_that_only_the_registry_has_need_not_be_here(mirror: Mirror, tmp_path: Path) -> None:
-    base, path = mirror.place.path(), mirror.place.access(mirror.path)
-    layer = put(mirror.place.open(mirror.place.access(base)), tmp_path, b"layer of a base, " + base.encode())
-    layout = mirror.again()
-    assert layout.mount(layer, f"{path.host}/{base}")
-    assert not layout.mount(layer, f"elsewhere.test/{base}")
-    assert not Layout(tmp_path / "plain").mount(layer, f"{path.host}/{base}")
-    config = layout.descriptor(layout.put(b"{}"), EMPTY)
-    size = len(b"layer of a base, " + base.encode())
-    value = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config}
-    digest = layout.put(canonical({**value, "layers": [{"mediaType": FILE, "digest": layer, "size": size}]}))
-    layout.push(digest, tags=("v1",))
-    assert not layout.is_here(layer)
-    missing = layout.put(canonical({**value, "layers": [described(b"nowhere")]}))
-    with pytest.raises(TrustError, match="it is missing"):
-        layout.push(missing)
-
-
-def test_an_index_goes_with_its_manifests(mirror: Mirror) -> None:
-    layout = mirror.again()
-    children = [layout.descriptor(kept(layout, data), MANIFEST) for data in (b"amd64", b"arm64")]
-    digest = layout.put(canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": children}))
-    layout.push(digest, tags=("many",))
-    other = mirror.again()
-    found = other.resolve("many")
-    assert found == digest
-    assert [other.manifest(item["digest"])["mediaType"] for item in other.manifest(digest)["manifests"]] == [MANIFEST] * 2
-
-
-def test_referrers_of_both_places_are_found_once(mirror: Mirror) -> None:
-    one = mirror.again()
-    image = kept(one, b"image")
-    one.push(image)
-    made = [kept(one, text, subject=one.descriptor(image, MANIFEST), artifactType=FILES) for text in (b"here", b"there", b"both")]
-    for digest in (made[0], made[2]):
-        one.tag(f"x.{digest[-8:]}", digest, {"subject": image})
-    for digest in made[1:]:
-        one.push(digest)
-    assert sorted(digest_of(canonical(item)) for item in one.referrers(image)) == sorted(made)
-    other = mirror.again()
-    assert sorted(digest_of(canonical(item)) for item in other.referrers(image)) == sorted(made[1:])
-
-
-def test_what_else_somebody_lists_as_a_referrer_harms_nobody(mirror: Mirror, tmp_path: Path) -> None:
-    one = mirror.again()
-    image = kept(one, b"image")
-    one.push(image)
-    good = kept(one, b"good", subject=one.descriptor(image, MANIFEST), artifactType=FILES)
-    one.push(good)
-    about_another = kept(one, b"about another", artifactType=FILES)
-    one.push(about_another)
-    registry = mirror.place.open(mirror.place.access(mirror.path))
-    if not (isinstance(registry, FakeRegistry) and mirror.place.host.lists_referrers):
-        listed = [*registry.referrers(image), one.descriptor(about_another, MANIFEST)]
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
-        registry.put_manifest(canonical(index), image.replace(":", "-"), INDEX)
-    assert [digest_of(canonical(item)) for item in mirror.again().referrers(image)] == [good]
-
-
-def test_a_registry_without_answer_stops_nothing_that_is_here(mirror: Mirror) -> None:
-    layout = MirroredLayout(mirror.folder / "alone", mirror.place.silent())
-    digest = kept(layout, b"layer")
-    assert layout.has(digest)
-    assert layout.get(layout.manifest(digest)["layers"][0]["digest"]) == b"layer"
-    layout.tag("v1", digest)
-    for ask in (layout.push, layout.referrers, layout.has, layout.path):
-        with pytest.raises(SilentError):
-            ask(digest_of(b"elsewhere") if ask in (layout.has, layout.path) else digest)
-
-
-def test_many_threads_fetch_a_blob_once(mirror: Mirror) -> None:
-    one = mirror.again()
-    digest = kept(one, os.urandom(200_000))
-    one.push(digest)
-    registry, count = mirror.place.counted(mirror.path)
-    other = MirroredLayout(mirror.folder / "other", registry)
-    layer = other.manifest(digest)["layers"][0]["digest"]
-    before = count()
-    with ThreadPoolExecutor(8) as threads:
-        assert len(set(threads.map(lambda _: other.get(layer), range(16)))) == 1
-    assert count() == before + 1
+def test_many_writers_keep_each_others_work(place: Fake, tmp_path: Path) -> None:
+    access = place.access(place.path())
+    writers = [place.open(access) for _ in range(3)]
+    image = manifest(writers[0], tmp_path, b"image")
+    subject = writers[0].put_manifest(image, "v1")
+    made = [manifest(writers[0], tmp_path, b"%d" % number, subject=described(image, MANIFEST)) for number in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda both: both[0].attach(subject, both[1]), zip(writers, made, strict=True)))
+    listed = {item["digest"] for item in writers[0].referrers(subject)}
+    assert len(listed) >= 1
+    # No server compares before it writes: who was overwritten after it had looked finds out at its next look.
+    for writer, data in zip(writers, made, strict=True):
+        writer.attach(subject, data)
+    assert {item["digest"] for item in writers[0].referrers(subject)} == {digest_of(data) for data in made}

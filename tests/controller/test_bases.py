@@ -123,6 +123,17 @@ def test_of_an_index_the_image_for_this_machine_is_taken(place: Place) -> None:
         place.reader().open(place.reference(theirs))
 
 
+def test_of_an_index_the_image_for_another_kind_of_machine_is_taken_too(place: Place) -> None:
+    made = {kind: push(place.bases, place.folder / "parts", [part(USUAL)], architecture=kind) for kind in ("amd64", "arm64")}
+    reference = place.reference(push_index(place.bases, made))
+    for kind, digest in made.items():
+        base = place.reader().open(reference, platform=f"linux/{kind}")
+        assert (base.digest, base.config["architecture"]) == (digest, kind)
+        assert place.reader().open(reference, platform=f"linux/{kind}") == base, "what is remembered is what was found"
+    with pytest.raises(DesiredStateError, match=r"for linux/s390x in its index, got linux/amd64, linux/arm64"):
+        place.reader().open(reference, platform="linux/s390x")
+
+
 def test_dockers_own_media_types_become_ocis(place: Place) -> None:
     digest = push(place.bases, place.folder / "parts", [part(USUAL, DOCKER_LAYER)], media_type=DOCKER_MANIFEST)
     index = push_index(place.bases, {ARCHITECTURE: digest}, DOCKER_LIST)

@@ -13,19 +13,24 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
+from controller.adapters.attest.signing import sign_image
+from controller.adapters.attest.statements import PROVENANCE
+from controller.adapters.attest.verifying import ImageTrust, verify_image
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import ImageKey
+from controller.adapters.models import Models
+from controller.adapters.oci.artifacts import FILE, FILES, TITLE, ArtifactStore
 from controller.adapters.oci.assembly import Program, assemble, based_on
 from controller.adapters.oci.composed import COMPOSER, Composer, inputs_of
 from controller.adapters.oci.layers import Stored, lay
-from controller.adapters.oci.layout import EMPTY, FILE, FILES, MANIFEST, TITLE, ArtifactStore, Layout
+from controller.adapters.oci.layout import EMPTY, MANIFEST, Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Access, Registry
 from policies.canonical import canonical
 from policies.errors import DesiredStateError, OutsideError, TrustError
 from policies.terms.digest import Digest, digest_of
 from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry
+from tests.fakes.provenance import trust_in, where_from
 
 needs_registry = pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is one")
 DATA, MODEL, EARLIER = "myelin/in/data", "myelin/in/model", "myelin/in/earlier/prep"
@@ -40,13 +45,13 @@ class Place:
         self.layout, self.folder = layout, folder
         path = folder / "image.pem"
         self.key = ImageKey.load(path) if path.exists() else ImageKey.generate(path)
-        self.artifacts = ArtifactStore(layout)
+        self.artifacts = ArtifactStore(layout, Models(layout, self.key, ImageTrust(keys=(self.key.public_pem,))))
 
     def image(self, text: str = "print(1)\n", *, key: ImageKey | None = None) -> Digest:
         laid = lay(self.layout, {"app/app.py": Stored(data=text.encode())})
         program = Program(entrypoint=("/opt/venv/bin/python", "/app/app.py"), env={"MYELIN_PYTHON": "3.11"})
         digest = assemble(self.layout, [laid], program, annotations=based_on(None))
-        sign_image(self.layout, digest, key or self.key, {"buildDefinition": {}})
+        sign_image(self.layout, digest, key or self.key, where_from())
         self.layout.push(digest)
         return digest
 
@@ -56,10 +61,10 @@ class Place:
             (top / name).parent.mkdir(parents=True, exist_ok=True)
             (top / name).write_bytes(data)
         top.mkdir(exist_ok=True)
-        return self.artifacts.put_folder(top)
+        return self.artifacts.keep("model", top)
 
     def composer(self, memories: str = "composed") -> Composer:
-        return Composer(self.layout, self.folder / memories, self.key, (self.key.public_pem,), SystemClock())
+        return Composer(self.layout, self.folder / memories, self.key, trust_in(self.key), SystemClock())
 
     def odd(self, name: str) -> Digest:
         blob = self.layout.put(b"x")
@@ -133,7 +138,7 @@ def test_artifacts_lie_in_their_places_and_later_ones_win(place: Place) -> None:
 def test_what_is_composed_is_signed_and_says_of_what(place: Place) -> None:
     image, data = place.image(), place.artifact({"a": b"1"})
     composed = place.composer().compose(image, {DATA: (data,)})
-    definition = verify_image(place.layout, composed, (place.key.public_pem,))[PROVENANCE]["buildDefinition"]
+    definition = verify_image(place.layout, composed, trust_in(place.key))[PROVENANCE]["buildDefinition"]
     assert definition["buildType"] == COMPOSER
     assert definition["externalParameters"] == {"image": image, "places": {DATA: [data]}}
     assert [item["name"] for item in definition["resolvedDependencies"]] == ["image", DATA]
@@ -182,7 +187,7 @@ def test_a_big_file_is_never_held_in_memory_and_others_can_read_the_layer(place:
     (place.folder / "big").mkdir()
     with (place.folder / "big" / "w.bin").open("wb") as file:
         file.truncate(BIG_BYTES)
-    artifact, image, composer = place.artifacts.put_folder(place.folder / "big"), place.image(), place.composer()
+    artifact, image, composer = place.artifacts.keep("model", place.folder / "big"), place.image(), place.composer()
     tracemalloc.start()
     try:
         composed = composer.compose(image, {MODEL: (artifact,)})

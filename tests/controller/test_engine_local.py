@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.clock import SystemClock
 from controller.adapters.engine_local import LocalEngine
 from controller.adapters.engine_local.launch import HOST_PYTHON, bubblewrap
+from controller.adapters.keys import ImageKey
+from controller.adapters.models import Models
+from controller.adapters.oci.artifacts import ArtifactStore
 from controller.adapters.oci.layers import Stored, lay
-from controller.adapters.oci.layout import CONFIG, MANIFEST, ArtifactStore, Layout
+from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from policies.canonical import canonical
 from policies.errors import SilentError
 from policies.terms.digest import Digest
@@ -77,7 +81,8 @@ class Place:
     def __init__(self, folder: Path, isolation: str) -> None:
         self.folder, self.isolation = folder, isolation
         self.layout = Layout(folder / "store")
-        self.artifacts = ArtifactStore(self.layout)
+        self.key = ImageKey.generate(folder / "image.pem")
+        self.artifacts = ArtifactStore(self.layout, Models(self.layout, self.key, ImageTrust(keys=(self.key.public_pem,))))
         self.engine = self.open()
 
     def open(self) -> LocalEngine:

@@ -13,23 +13,28 @@ from pathlib import Path
 
 import pytest
 
-from controller.adapters.attestor import PROVENANCE, SIGNATURE, sign_image, verify_image
+from controller.adapters.attest.signing import sign_image
+from controller.adapters.attest.statements import PROVENANCE, SIGNATURE
+from controller.adapters.attest.verifying import verify_image
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, init_bare
 from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey, SshKey
+from controller.adapters.oci.artifacts import ArtifactStore
 from controller.adapters.oci.assembly import PYTHON
-from controller.adapters.oci.bases import Bases
-from controller.adapters.oci.layers import Filed, Stored, lay, lay_wheels
-from controller.adapters.oci.layout import ArtifactStore, Layout
+from controller.adapters.oci.layers import Filed, Stored, lay
+from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Access, Registry
-from controller.adapters.oci.wheels import check_hashes, merged_lock, taken_out
+from controller.adapters.oci.splice import lay_wheels
+from policies.canonical import canonical
 from policies.errors import ControllerError, DesiredStateError, TrustError
+from policies.terms.build import NO_RULES, BuildRules
 from policies.terms.digest import Digest, digest_of
 from policies.terms.task import ImageSpec, ImageState
 from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry, with_passwords
 from tests.controller.tiny_base import USUAL, part, push
+from tests.fakes.provenance import trust_in, where_from
 
 needs_registry = pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is one")
 SITE = "opt/venv/lib/python3.11/site-packages"
@@ -85,38 +90,27 @@ def test_a_wheel_that_reaches_out_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_two_wheels_with_the_same_file_but_other_bytes_are_refused(tmp_path: Path) -> None:
     both = [wheel(tmp_path, "a", {"x.py": b"1"}), wheel(tmp_path, "b", {"x.py": b"2"})]
-    with pytest.raises(DesiredStateError, match=r"x\.py comes from another wheel"):
+    with pytest.raises(DesiredStateError, match=r"x\.py comes from a-1\.0-py3-none-any\.whl too"):
         lay_wheels(Layout(tmp_path / "store"), both, SITE)
-
-
-def test_locks_are_merged_and_checked() -> None:
-    own = "numpy==2.0 \\\n    --hash=sha256:aa\n"
-    runtime = "numpy==1.0 \\\n    --hash=sha256:bb\naiohttp==3.0 \\\n    --hash=sha256:cc\n"
-    merged = merged_lock(own, runtime)
-    assert "numpy==2.0" in merged
-    assert "numpy==1.0" not in merged
-    assert "aiohttp==3.0" in merged
-    check_hashes(merged, "requirements.txt")
-    with pytest.raises(DesiredStateError, match=r"requirements\.txt:3: expected name==version"):
-        check_hashes(own + "scipy>=1\n", "requirements.txt")
 
 
 def test_a_signed_image_verifies_and_a_touched_one_never(tmp_path: Path) -> None:
     layout, key = Layout(tmp_path / "store"), ImageKey.generate(tmp_path / "key.pem")
     other = ImageKey.generate(tmp_path / "other.pem")
-    digest = layout.put(b'{"layers":[]}')
+    config = layout.descriptor(layout.put(b"{}"), "application/vnd.oci.image.config.v1+json")
+    digest = layout.put(canonical({"schemaVersion": 2, "config": config, "layers": []}))
     with pytest.raises(TrustError, match="nothing is attached"):
-        verify_image(layout, digest, (key.public_pem,))
-    sign_image(layout, digest, key, {"buildDefinition": {}})
-    assert set(verify_image(layout, digest, (other.public_pem, key.public_pem))) == {SIGNATURE, PROVENANCE}
+        verify_image(layout, digest, trust_in(key))
+    sign_image(layout, digest, key, where_from())
+    assert set(verify_image(layout, digest, trust_in(other, key))) == {SIGNATURE, PROVENANCE}
     with pytest.raises(TrustError, match="another key"):
-        verify_image(layout, digest, (other.public_pem,))
+        verify_image(layout, digest, trust_in(other))
     bundles = [layout.path(item["layers"][0]["digest"]) for item in layout.referrers(digest)]
     for bundle in bundles:
         whole = bundle.read_bytes()
         bundle.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
         with pytest.raises(TrustError):
-            verify_image(layout, digest, (key.public_pem,))
+            verify_image(layout, digest, trust_in(key))
         bundle.write_bytes(whole)
 
 
@@ -144,12 +138,13 @@ class Builds:
         self.repository = GitRepository(str(folder / "origin.git"), folder / "git", key)
         self.layout = Layout(folder / "store")
         signer = ImageKey.generate(folder / "image.pem")
-        self.images = SignedImages(self.repository, self.layout, folder / "build", signer, (signer.public_pem,), SystemClock())
+        self.images = SignedImages(self.repository, self.layout, folder / "build", signer, trust_in(signer), SystemClock())
 
-    def build(self, files: dict[str, bytes | None], *, base: str = "host") -> ImageState:
+    def build(self, files: dict[str, bytes | None], *, base: str = "host", rules: BuildRules = NO_RULES) -> ImageState:
         tip = self.repository.fetch("main")
         commit = self.repository.push(branch="main", parent=tip, changes=files, message="m", at=AT)
-        spec = ImageSpec(repository="r", commit=commit, folder="src", tree=self.repository.tree_id(commit, "src"), base=base)
+        tree = self.repository.tree_id(commit, "src")
+        spec = ImageSpec(repository="r", commit=commit, folder="src", tree=tree, base=base, rules=rules)
         self.images.start(spec)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -182,14 +177,18 @@ def test_an_image_is_built_from_the_index_signed_and_checked_before_it_loads(tmp
     ("files", "words"),
     [
         ({"src/requirements.txt": b"scikit-learn\n"}, "src/requirements.txt:1: expected name==version"),
-        ({"src/.s2i/environment": b"INSTALL_SCRIPT=x.sh\n"}, "INSTALL_SCRIPT needs a container build"),
+        ({"src/.s2i/environment": b"INSTALL_SCRIPT=x.sh\n"}, "INSTALL_SCRIPT: expected a file of the source folder, got 'x.sh'"),
+        ({"src/.s2i/environment": b"INSTALL_SCRIPT=x.sh\n", "src/x.sh": b""}, "expected a base image to run it on"),
         ({"src/.s2i/environment": b"MODEL_NAM=x\n"}, "got MODEL_NAM"),
-        ({"src/requirements.txt": b"idna==3.10 --hash=sha256:" + b"0" * 64 + b"\n"}, "src/requirements.txt: "),
+        (
+            {"src/requirements.txt": b"idna==3.10 --hash=sha256:" + b"0" * 64 + b"\n"},
+            "src/requirements.txt:1: idna 3.10: expected",
+        ),
     ],
 )
 def test_what_cannot_be_built_says_why(tmp_path: Path, files: dict[str, bytes | None], words: str) -> None:
     builds = Builds(tmp_path)
-    state = builds.build({"src/app.py": b"", **files})
+    state = builds.build({"src/app.py": b"", **files}, rules=BuildRules(requires_hashes=True))
     assert state.phase == "failed"
     assert words in state.message
     builds.repository.close()
@@ -239,13 +238,6 @@ def test_a_name_that_would_hide_files_of_other_layers_is_refused(tmp_path: Path,
         lay(Layout(tmp_path / "store"), {name: Stored(data=b"")})
 
 
-def test_packages_are_taken_out_of_a_lock_with_their_versions() -> None:
-    lock = "a==1.0 \\\n    --hash=sha256:aa\nB_c==2.0 ; python_version > '3' \\\n    --hash=sha256:bb\nd==3\n"
-    rest, versions = taken_out(lock, ("b-c",))
-    assert versions == {"b-c": "2.0"}
-    assert rest == "a==1.0 \\\n    --hash=sha256:aa\nd==3\n"
-
-
 GOLDEN_STREAMED = "sha256:63b0da09be254a36985020c3adc99568c594acfeabfb72e137c27b5742b2d627"
 
 
@@ -284,12 +276,8 @@ class Pushes:
             build.mkdir(parents=True, exist_ok=True)
             if not (build / "wheels").exists():
                 (build / "wheels").symlink_to(self.wheels)
-            bases = Bases(layout, build / "bases", self.access)
-            public = (self.key.public_pem,)
-            yield (
-                SignedImages(self.repository, layout, build, self.key, public, SystemClock(), bases=bases),
-                layout,
-            )
+            trust = trust_in(self.key)
+            yield SignedImages(self.repository, layout, build, self.key, trust, SystemClock(), access_for=self.access), layout
 
 
 def ended(images: SignedImages, spec: ImageSpec) -> ImageState:
@@ -431,7 +419,7 @@ def test_a_layer_that_the_registry_lost_is_missed_before_a_pod_would(pushes: Pus
         digest = built(images, spec)
         layer = layout.manifest(digest)["layers"][-1]["digest"]
     server.forget(layout.registry.access.path, layer)
-    with pushes.controller("two") as (images, _), pytest.raises(TrustError, match="it is missing") as caught:
+    with pushes.controller("two") as (images, _), pytest.raises(TrustError, match="missing in both") as caught:
         images.verify(digest)
     assert caught.value.reason == "BlobMissing"
 
@@ -442,13 +430,6 @@ def test_a_base_that_will_not_do_says_so_once(pushes: Pushes) -> None:
     with pushes.controller("one") as (images, _):
         state = ended(images, spec)
     assert (state.phase, state.reason, state.is_passing) == ("failed", "BaseNotPinned", False)
-
-
-def test_on_one_machine_there_are_no_bases(tmp_path: Path) -> None:
-    builds = Builds(tmp_path)
-    state = builds.build({"src/app.py": b""}, base=f"h.example/p@{digest_of(b'1')}")
-    assert (state.phase, state.reason) == ("failed", "NotBuilt")
-    builds.repository.close()
 
 
 def _tags(layout: MirroredLayout) -> list[str]:

@@ -26,6 +26,7 @@ from policies.terms.task import ImageSpec, ImageState
 from policies.trust import judge_source
 from tests.contracts.git_server import GitServer, git_server
 from tests.contracts.ssh_server import SshServer, ssh_server
+from tests.fakes.provenance import trust_in
 
 AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -232,7 +233,7 @@ class Builds:
             self.layout,
             folder / "build",
             signer,
-            (signer.public_pem,),
+            trust_in(signer),
             SystemClock(),
             sources=there.opened(),
         )

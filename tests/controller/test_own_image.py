@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from controller import own_image
-from controller.adapters.attestor import verify_image
+from controller.adapters.attest.verifying import verify_image
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.oci.assembly import PYTHON, SITE, Base
@@ -25,6 +25,7 @@ from policies.errors import DesiredStateError
 from policies.terms.digest import digest_of
 from tests.contracts.registry_server import PASSWORD, USER, registry_server, why_no_registry, with_passwords
 from tests.controller.tiny_base import ARCHITECTURE, USUAL, part, push
+from tests.fakes.provenance import trust_in
 
 BASE = Base(
     reference=f"h.example/base@{digest_of(b'base')}",
@@ -92,10 +93,11 @@ def test_it_holds_what_a_controller_needs_and_starts_as_nobody(tmp_path: Path, m
 def test_equal_inputs_are_an_equal_image(tmp_path: Path, memories: Path) -> None:
     lock, key = short_lock(tmp_path), ImageKey.generate(tmp_path / "key.pem")
     one, other = Layout(tmp_path / "one"), Layout(tmp_path / "other")
+    other.put(b"layer")  # of its base, without which an image is not whole
     digest = own_image.build(one, memories, BASE, requirements=lock)
     assert own_image.build(other, memories, BASE, requirements=lock, key=key) == digest
     assert own_image.build(one, memories, replace(BASE, digest=digest_of(b"2")), requirements=lock) != digest
-    verify_image(other, digest, (key.public_pem,))
+    verify_image(other, digest, trust_in(key))
 
 
 def test_what_was_packed_runs(tmp_path: Path, memories: Path) -> None:
@@ -147,7 +149,7 @@ def test_the_command_pushes_and_prints_the_reference(tmp_path: Path, capsys: pyt
             layout = MirroredLayout(tmp_path / "elsewhere", registry)
             digest = reference.split("@")[1]
             layout.check_all(digest)
-            verify_image(layout, digest, (key.public_pem,))
+            verify_image(layout, digest, trust_in(key))
         assert own_image.main(common) == 1
         assert capsys.readouterr().err.startswith(f"own_image: base {base}: ")
         assert own_image.main([*common, "--docker-config", str(tmp_path / "none.json")]) == 1

@@ -98,6 +98,19 @@ def test_a_good_project_is_opened_with_all_that_it_needs(keys: dict[str, bytes])
     assert (project.trust.since, project.trust.unsafe_unsigned_commits) == ("a" * 40, False)
 
 
+def test_former_image_keys_of_a_secret_are_trusted_too(keys: dict[str, bytes], tmp_path: Path) -> None:
+    former, secrets = ImageKey.generate(tmp_path / "former.pem"), good_secrets(keys)
+    secrets["myelin-keys"] |= {"image-1.pub.pem": former.public_pem.encode()}
+    project = opened(cluster_with(secrets), good_spec())
+    assert project.former_image_keys == {"image-1.pub.pem": former.public_pem}
+    assert project.trust.images == (project.image_key.public_pem, former.public_pem)
+    keyring.keep_public(tmp_path, project.key, project.image_key, project.former_image_keys)
+    assert keyring.public_keys(tmp_path)[1] == project.trust.images
+    secrets["myelin-keys"] |= {"image-1.pub.pem": b"no key"}
+    with pytest.raises(TrustError, match=r"myelin-keys: image-1\.pub\.pem: expected a public key as PEM"):
+        opened(cluster_with(secrets), good_spec())
+
+
 def test_each_secret_is_read_once_and_nothing_is_written(keys: dict[str, bytes]) -> None:
     cluster = cluster_with(good_secrets(keys))
     cluster.calls.clear()
@@ -133,6 +146,17 @@ def test_bases_elsewhere_are_asked_for_with_what_the_secret_knows_and_only_that(
     }
     # Plain HTTP was allowed for one host.
     assert [host for host, access in found.items() if access.unsafe_plain_http] == ["registry.test:5000"]
+
+
+def test_the_registrys_secret_may_hold_its_private_authority(keys: dict[str, bytes]) -> None:
+    spec, secrets = good_spec(), good_secrets(keys)
+    assert opened(cluster_with(secrets), spec).access.ca == ""
+    secrets["push"]["ca.crt"] = b"PEM"
+    project = opened(cluster_with(secrets), spec)
+    assert project.access.ca == "PEM"
+    # It vouches for that registry and for no other.
+    assert project.access_for(f"{project.access.host}/python").ca == "PEM"
+    assert project.access_for("open.test/python").ca == ""
 
 
 def rsa_key() -> bytes:
@@ -234,13 +258,14 @@ BAD: dict[str, tuple[Damage, type[ControllerError], str, str]] = {
         lambda _, secrets: secrets["myelin-keys"].update({"image.pem": PASSWORD.encode()}),
         TrustError,
         "NoKey",
-        "Secret team-a/myelin-keys: image.pem: expected a P-256 key as PKCS#8 PEM, got something else",
+        "Secret team-a/myelin-keys: image.pem: expected a P-256 or Ed25519 key as PKCS#8 PEM, "
+        "got something else or one with a password",
     ),
     "an image key of another curve": (
         lambda _, secrets: secrets["myelin-keys"].update({"image.pem": other_curve()}),
         TrustError,
         "NoKey",
-        "Secret team-a/myelin-keys: image.pem: expected a P-256 key, got another kind",
+        "Secret team-a/myelin-keys: image.pem: expected a P-256 or Ed25519 key as PKCS#8 PEM, got another kind of key",
     ),
     "a login without a password": (
         lambda _, secrets: secrets["git"].pop("password"),

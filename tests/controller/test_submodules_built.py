@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from controller.adapters.attestor import PROVENANCE, verify_image
-from controller.adapters.build.python import PythonBuilder
+from controller.adapters.attest.statements import PROVENANCE
+from controller.adapters.attest.verifying import verify_image
+from controller.adapters.build.workshop import drivers, no_secrets
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, OtherRepositories, access_from, init_bare
 from controller.adapters.image_source import SourceReader
 from controller.adapters.images import SignedImages
 from controller.adapters.keys import ImageKey
+from controller.adapters.oci.access import Access
 from controller.adapters.oci.layout import Layout
 from policies.submodules import submodules_in
 from policies.terms.source import Elsewhere, Submodule
 from policies.terms.task import ImageSpec, ImageState
 from tests.contracts.lfs_server import lfs_server
+from tests.fakes.provenance import trust_in
 
 WHO = {"GIT_AUTHOR_NAME": "x", "GIT_AUTHOR_EMAIL": "x@x", "GIT_COMMITTER_NAME": "x", "GIT_COMMITTER_EMAIL": "x@x"}
 MODULES = b'[submodule "lib"]\n\tpath = src/lib\n\turl = ../lib.git\n'
@@ -52,7 +55,7 @@ class Served:
         self.others = OtherRepositories(folder / "mirrors", self.server.url("own.git"), self.access)
         closing.callback(self.others.close)
         signer = ImageKey.generate(folder / "image.pem")
-        self.layout, self.public = Layout(folder / "store"), (signer.public_pem,)
+        self.layout, self.public = Layout(folder / "store"), trust_in(signer)
         self.images = SignedImages(
             self.repository,
             self.layout,
@@ -141,7 +144,9 @@ def test_a_folder_that_holds_a_submodule_has_its_files_at_the_pinned_commit(serv
     # Whoever finds the image again, by its signed provenance alone, says the same of it.
     provenance = verify_image(served.layout, state.digest, served.public)[PROVENANCE]
     reader = SourceReader(served.repository, served.others, served.folder / "lfs")
-    builder = PythonBuilder(reader, served.layout, served.folder / "build", None)
+    builder = drivers(reader, served.layout, served.folder / "build", lambda place: Access(repository=place), no_secrets)[
+        "python"
+    ]
     assert builder.materials(provenance, spec) == state.materials
     assert builder.materials(provenance, replace(spec, tree="2" * 40)) is None
 

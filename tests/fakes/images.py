@@ -40,8 +40,8 @@ def finish_builds(world: World) -> bool:
         top = f"{spec.folder}/" if spec.folder else ""
         settings = world.outside.commits[spec.source_commit or spec.commit].files.get(f"{top}.s2i/environment", b"")
         if b"INSTALL_SCRIPT" in settings:
-            message = f"{spec.repository}: INSTALL_SCRIPT needs a container build, which is not part of Myelin yet"
-            world.failed[identity] = ImageState(phase="failed", reason="NotBuilt", message=message)
+            message = f"{spec.repository}: INSTALL_SCRIPT: expected a base image to run it on, got the host's own system"
+            world.failed[identity] = ImageState(phase="failed", reason="BaseMissing", message=message)
             continue
         digest = digest_value({"source": spec.tree, "settings": settings.hex()})
         world.outside.built[identity] = ImageState(phase="built", digest=digest, materials={"tree": spec.tree})

@@ -9,7 +9,16 @@ from typing import IO, Any
 
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.layout import MANIFEST
-from controller.adapters.oci.references import checked_digest, checked_reference, index_entry, index_of, index_tag, listed
+from controller.adapters.oci.references import (
+    checked_digest,
+    checked_reference,
+    held_tag,
+    index_entry,
+    index_of,
+    index_tag,
+    listed,
+)
+from controller.adapters.oci.registry import BlobsUnknownError
 from policies.errors import RefusedError, SilentError, TrustError
 from policies.terms.digest import Digest, digest_of, is_digest
 
@@ -34,7 +43,11 @@ class Host:
     needs: tuple[str, str] | None = None
     """User and password of the only one that is let in."""
     is_silent: bool = False
+    deletes: bool = True
+    """Whether it lets anybody remove anything."""
     requests: int = 0
+    received: int = 0
+    """Bytes of blobs that were sent to it."""
 
 
 class FakeRegistry:
@@ -57,14 +70,23 @@ class FakeRegistry:
         (self._there.add if found else self._there.discard)(digest)
         return found
 
-    def put_blob(self, path: Path, digest: str) -> None:
-        if digest in self._there or self.has_blob(digest):
-            return
+    def put_blob(self, path: Path, digest: str, *, source: str = "") -> bool:
+        if digest in self._there or self.has_blob(digest) or (source and self.mount_blob(digest, source)):
+            return False
         data = path.read_bytes()
         if digest_of(data) != digest:
             raise TrustError(f"blob {digest}: expected these bytes, got others", reason="BlobChanged")
         self._ask().blobs[digest] = data
+        self._host.received += len(data)
         self._there.add(digest)
+        return True
+
+    def forget(self) -> None:
+        self._there.clear()
+
+    def lists_referrers(self, subject: str) -> bool:
+        checked_digest(subject)
+        return self._host.lists_referrers
 
     def mount_blob(self, digest: str, source: str) -> bool:
         repository = self._ask()
@@ -102,6 +124,19 @@ class FakeRegistry:
         found = repository.tags.get(checked_reference(reference), reference)
         return Digest(found) if found in repository.manifests else None
 
+    def tags(self) -> tuple[str, ...]:
+        return tuple(sorted(self._ask().tags))
+
+    def delete_manifest(self, digest: str) -> bool:
+        repository = self._ask()
+        if not self._host.deletes:
+            text = f"registry {self.repository}: manifest {digest}: expected it to be removed, the registry lets nobody"
+            raise RefusedError(text, reason="RegistryRefused")
+        was_there = repository.manifests.pop(checked_digest(digest), None) is not None
+        for tag in [tag for tag, named in repository.tags.items() if named == digest]:
+            del repository.tags[tag]
+        return was_there
+
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         repository = self._ask()
         if self._host.lists_referrers:
@@ -115,9 +150,9 @@ class FakeRegistry:
 
     def attach(self, subject: str, manifest: bytes) -> None:
         digest = digest_of(manifest)
-        self._keep(manifest, digest)
+        self._keep(manifest, digest if self._host.lists_referrers else held_tag(subject, digest))
         there = self.referrers(subject)
-        if digest not in [item["digest"] for item in there]:
+        if not self._host.lists_referrers and digest not in [item["digest"] for item in there]:
             left = [item for item in there if item["digest"] in self._ask().manifests]
             self._keep(index_of([*left, index_entry(manifest)]), index_tag(subject))
 
@@ -130,7 +165,8 @@ class FakeRegistry:
         children = [item["digest"] for item in value.get("manifests", ())]
         if not (set(named) <= set(repository.blobs) and set(children) <= set(repository.manifests)):
             self._there.clear()
-            raise RefusedError(f"registry {self.repository}: manifest {reference}: blob unknown", reason="RegistryRefused")
+            text = f"registry {self.repository}: manifest {reference}: blob unknown"
+            raise BlobsUnknownError(text, reason="RegistryRefused")
         repository.manifests[digest] = data
         if reference != digest:
             repository.tags[reference] = digest

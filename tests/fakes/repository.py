@@ -39,6 +39,12 @@ class FakeRepository:
         known = {commit.id for commit in self._line(since)}
         return tuple(self._facts_of(commit) for commit in reversed(self._line(until)) if commit.id not in known)
 
+    def committed_at(self, commit: str) -> datetime:
+        found = self._world.outside.commits.get(commit)
+        if found is None:
+            raise DesiredStateError(f"commit {commit[:12]}: expected it here, there is none", reason="CommitMissing")
+        return found.at
+
     def tree_id(self, commit: str, path: str) -> str:
         files = self._files(commit)
         if path in files:

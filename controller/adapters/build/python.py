@@ -1,47 +1,86 @@
-"""The Python builder: source of a commit, locked wheels and our runtime, laid on a base. No daemon, no root, no container."""
+"""The Python builder: source of a commit, locked wheels and our runtime, laid on a base. No daemon, no root, no container.
+
+Law: an image's bytes follow from its source, its wheels, our runtime, its base and the rules alone. Its provenance names all of
+these, so it can be laid again from that.
+"""
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.attest.provenance import Making, materials_of, provenance_of
 from controller.adapters.build.driver import Built, Progress
-from controller.adapters.documents import YamlDocuments
+from controller.adapters.build.fetching import fetch_wheels
+from controller.adapters.build.folder import INSTALL_SCRIPT, Folder, read_folder
+from controller.adapters.build.leaks import MountedSecret
+from controller.adapters.build.locks import read_lock
+from controller.adapters.build.resolving import Resolver
+from controller.adapters.build.s2i import Derived, InstallScripts, profile_of, script_of
+from controller.adapters.build.scanning import ScannedBlobs, refuse_secrets
+from controller.adapters.build.standards import host
+from controller.adapters.build.wheel_store import Wheel
 from controller.adapters.image_source import SourceReader
 from controller.adapters.oci.assembly import (
     INTERPRETER,
+    PLATFORM,
     PYTHON,
     SITE,
     Base,
     Program,
     WheelLayers,
     assemble,
+    assemble_index,
     based_on,
-    file_digest,
     package_folder,
+    room_for_wheels,
     tree,
     venv,
 )
 from controller.adapters.oci.bases import Bases
-from controller.adapters.oci.layers import Laid, Stored, lay
+from controller.adapters.oci.bytecode import OWN_VERSION, Compiler, compiler_for
+from controller.adapters.oci.layers import Stored, lay
 from controller.adapters.oci.layout import Layout
-from controller.adapters.oci.wheels import check_hashes, fetch_wheels, merged_lock
+from controller.adapters.oci.tar import EPOCH
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
 from policies.identity import image_identity
-from policies.pointers import LARGEST_POINTER_BYTES, pointers_of_dvc
+from policies.locks import OWN_LOCK, Lock, Target, Wanted
+from policies.provenance import PYTHON_BUILD
+from policies.reproducibility import Report, is_built_again
+from policies.terms.build import BuildSecret
 from policies.terms.digest import Digest
-from policies.terms.source import Submodule
+from policies.terms.secret import Secret
 from policies.terms.task import ImageSpec
 
-BUILDER = "myelin.io/builders/python/v1"
-MODULE = "submodule "
-"""What a submodule is called in provenance, before its path."""
-READ_HERE = ("requirements.txt", ".s2i/environment")
-"""Files of a source folder that decide how it is built."""
-S2I_KEYS = ("MODEL_NAME", "API_TYPE", "SERVICE_TYPE", "PERSISTENCE", "TIMEOUT", "NUM_WORKERS", "APP_FILE")
+REVISION, CREATED = "org.opencontainers.image.revision", "org.opencontainers.image.created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What goes into an image for one kind of machine."""
+
+    base: Base | None
+    wheels: tuple[Wheel, ...]
+    version: str
+    """Of the Python that compiles modules, `3.11.2`; empty: none are compiled."""
+    derived: Derived | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Everything that is laid, before anything is."""
+
+    folder: Folder
+    lock: Lock
+    parts: Mapping[str, _Part]
+    """By platform, sorted."""
+    runtime: Mapping[str, Stored]
+    committed_at: int
 
 
 class PythonBuilder:
@@ -51,42 +90,54 @@ class PythonBuilder:
         reader: Reads source.
         layout: Where images go.
         folder: Wheels and memories of layers; may be deleted.
-        bases: Opens base images; None: only what goes onto the host's own system is built.
+        bases: Opens base images.
+        scripts: Runs install scripts, with the BuildKit at an address or here.
+        secret: The files of a Secret in the project's namespace, for install scripts.
     """
 
-    def __init__(self, reader: SourceReader, layout: Layout, folder: Path, bases: Bases | None) -> None:
+    def __init__(
+        self,
+        reader: SourceReader,
+        layout: Layout,
+        folder: Path,
+        bases: Bases,
+        scripts: Callable[[str], InstallScripts],
+        secret: Callable[[BuildSecret], Mapping[str, Secret]],
+    ) -> None:
         self._reader, self._layout, self._folder, self._bases = reader, layout, folder, bases
+        self._scripts, self._secret = scripts, secret
         self._wheel_layers = WheelLayers(layout, folder)
+        self._scanned: ScannedBlobs | None = None
         self._runtime = ""
 
     def identity(self, spec: ImageSpec) -> Digest:
         """Source, base and rules; our runtime and Python too, as they are part of every image."""
         runtime = self._runtime_digest()
-        return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": runtime, "format": BUILDER})
+        return digest_value({"image": image_identity(spec), "python": PYTHON, "runtime": runtime, "format": PYTHON_BUILD})
 
     def build(self, spec: ImageSpec, progress: Progress) -> Built:
         """Build an image into the store."""
-        source, source_links, modules = self._source(spec)
-        data = _data_of(source)
-        settings = _settings(source)
-        if "INSTALL_SCRIPT" in settings:
-            raise DesiredStateError(
-                f"{spec.repository}: INSTALL_SCRIPT needs a container build, which is not part of Myelin yet", reason="NotBuilt"
-            )
-        file = f"{spec.folder}/requirements.txt".lstrip("/")
-        own = source["app/requirements.txt"].data.decode() if "app/requirements.txt" in source else ""
-        check_hashes(own, file)
-        runtime = package_folder("myelin")
-        lock = merged_lock(own, (runtime / "requirements.txt").read_text())
-
-        base = self._base(spec, progress)
-        wheels = fetch_wheels(lock, self._folder / "wheels", file=file, progress=progress)
-        progress(f"{len(wheels)} wheels, laying layers")
-        layers = self._wheel_layers.laid(wheels)
-        layers.append(lay(self._layout, _runtime_files(runtime)))
-        files, links = venv(base)
-        layers.append(lay(self._layout, {**source, **files}, {**source_links, **links}))
-        digest = self._assemble(settings, layers, base)
+        plan = self._planned(spec, progress)
+        progress(f"{len(_wheels_of(plan))} wheels, laying layers")
+        digest = self._laid(spec, plan, self._layout, self._wheel_layers, self._folder)
+        report = None
+        if is_built_again(spec.rules.reproducibility, self.identity(spec)):
+            progress("building again, to compare")
+            report = self._again(spec, plan, digest)
+        first = next(iter(plan.parts.values()))
+        internal: dict[str, Any] = {
+            "python": PYTHON,
+            "runtime": self._runtime_digest(),
+            "platforms": list(plan.parts),
+            "epoch": EPOCH,
+            "bytecode": {platform: part.version for platform, part in plan.parts.items() if part.version},
+            **({"lock": {"origin": plan.lock.origin, "text": plan.lock.text}} if plan.lock.resolved else {}),
+            **({"reproducible": report.told()} if report is not None else {}),
+        }
+        if first.derived is not None:
+            derived = first.derived
+            internal["script"] = {"digest": derived.script, "made": derived.digest, "tool": derived.tool}
+        data = plan.folder.data()
         materials = {
             "commit": spec.commit,
             "folder": spec.folder,
@@ -94,17 +145,153 @@ class PythonBuilder:
             **_elsewhere(spec),
             "base": spec.base,
             "python": PYTHON,
-            "wheels": {wheel.name: file_digest(wheel) for wheel in wheels},
+            "wheels": _wheels_of(plan),
             **({"data": data} if data else {}),
-            **({"submodules": {item.path: f"{item.url}@sha1:{item.commit}" for item in modules}} if modules else {}),
+            **({"submodules": _modules_of(plan.folder)} if plan.folder.submodules else {}),
+            **({"reproducible": report.told()} if report is not None else {}),
         }
-        return Built(digest=digest, materials=materials, provenance=self._provenance(spec, materials, base, modules))
+        making = Making(
+            repository=self._reader.url,
+            base_digest=first.base.digest if first.base is not None else "",
+            internal={key: value for key, value in internal.items() if value not in ({}, "")},
+        )
+        return Built(digest=digest, materials=materials, provenance=provenance_of(spec, materials, making))
+
+    def rebuild(self, spec: ImageSpec, provenance: Mapping[str, Any], layout: Layout, folder: Path, progress: Progress) -> Digest:
+        """Lay an image again from what its provenance says went in, into another store.
+
+        Args:
+            spec: What the provenance says was asked for.
+            provenance: The predicate.
+            layout: Where it goes, with nothing of the first build in it.
+            folder: The same for memories.
+            progress: Told what goes on.
+
+        Raises:
+            DesiredStateError: It was made with another runtime or Python than this controller has.
+            TrustError: Something is not what its digest says.
+            OutsideError: The index, a registry or a repository does not answer.
+        """
+        inner = provenance["buildDefinition"]["internalParameters"]
+        for name, own in (("runtime", self._runtime_digest()), ("python", PYTHON)):
+            if inner.get(name) != own:
+                made = inner.get(name)
+                text = f"{spec.repository}: expected an image with this controller's {name} {own}, it was made with {made}"
+                raise DesiredStateError(f"{text}; take the controller that made it", reason="OtherBuilder")
+        plan = self._planned(spec, progress, known=provenance)
+        progress("laying layers")
+        return self._laid(spec, plan, layout, WheelLayers(layout, folder), folder)
 
     def materials(self, provenance: Mapping[str, Any], spec: ImageSpec) -> Mapping[str, Any] | None:
         """What went into an image; None: another tree, base, Python or runtime than would go in here."""
-        found = _materials_of(provenance)
+        found = materials_of(provenance)
         same = {"tree": spec.tree, "base": spec.base, "python": PYTHON, "runtime": self._runtime_digest()}
-        return None if {key: found.pop(key) if key == "runtime" else found[key] for key in same} != same else found
+        if {key: found.pop(key, None) if key == "runtime" else found.get(key) for key in same} != same:
+            return None
+        told = provenance["buildDefinition"]["internalParameters"].get("reproducible")
+        if told is None and is_built_again(spec.rules.reproducibility, self.identity(spec)):
+            return None
+        return {**found, **({"reproducible": told} if told is not None else {})}
+
+    def _planned(self, spec: ImageSpec, progress: Progress, known: Mapping[str, Any] | None = None) -> _Plan:
+        if profile := profile_of(spec.builder_image, spec.repository):
+            progress(profile.note)
+        folder = read_folder(self._reader, spec)
+        progress("looking for keys and passwords")
+        self._scanned = self._scanned or ScannedBlobs(self._folder)
+        refuse_secrets(folder.texts, self._scanned, folder=spec.folder)
+        package = package_folder("myelin")
+        parts, lock = {}, None
+        for platform in spec.rules.platforms or (PLATFORM,):
+            part, read = self._part(spec, folder, platform, progress, known)
+            # What the lock says for one kind of machine is what it says for all.
+            parts[platform], lock = part, lock or read
+        assert lock is not None
+        committed_at = self._reader.committed_at(spec) if spec.rules.stamps else 0
+        return _Plan(folder=folder, lock=lock, parts=parts, runtime=_runtime_files(package), committed_at=committed_at)
+
+    def _part(
+        self, spec: ImageSpec, folder: Folder, platform: str, progress: Progress, known: Mapping[str, Any] | None
+    ) -> tuple[_Part, Lock]:
+        target = host() if spec.base == "host" and platform == PLATFORM else Target(python=PYTHON, platform=platform)
+        if known is None:
+            resolver = Resolver(self._folder / "resolved")
+            runtime = (package_folder("myelin") / "requirements.txt").read_text()
+            lock = read_lock(folder.texts, spec.folder, target, resolver, rules=spec.rules, runtime=runtime)
+        else:
+            lock = _lock_of(known)
+        base = self._base(spec, platform, progress)
+        derived = self._derived(spec, folder, base, progress)
+        wheels = fetch_wheels(lock, self._folder / "wheels", target, index=spec.rules.index, progress=progress)
+        version = ""
+        wanted = spec.rules.precompile if spec.rules.precompile is not None else folder.serves
+        if known is not None:
+            version = str(known["buildDefinition"]["internalParameters"].get("bytecode", {}).get(platform, ""))
+        elif wanted and (compiler := compiler_for(base.exact if base else OWN_VERSION, self._folder / "bytecode")):
+            version = compiler.version
+        return _Part(base=derived.base if derived else base, wheels=wheels, version=version, derived=derived), lock
+
+    def _laid(self, spec: ImageSpec, plan: _Plan, layout: Layout, wheel_layers: WheelLayers, folder: Path) -> Digest:
+        images = {}
+        for platform, part in plan.parts.items():
+            most = room_for_wheels(part.base)
+            paths = [wheel.path for wheel in part.wheels]
+            layers = wheel_layers.laid(paths, most=most)
+            layers.append(lay(layout, plan.runtime))
+            if part.version:
+                compiler = _compiler(part.version, folder / "bytecode")
+                layers += wheel_layers.bytecode(paths, compiler, most=most)
+                layers.append(lay(layout, compiler.of_files(plan.runtime, SITE)))
+            files, links = venv(part.base)
+            files |= plan.folder.placed()
+            if plan.lock.resolved:
+                # So the image is the same once somebody commits the lock.
+                files[f"app/{OWN_LOCK}"] = Stored(data=plan.lock.text.encode())
+            layers.append(lay(layout, files, {**links, **plan.folder.placed_links()}))
+            images[platform] = assemble(
+                layout, layers, _program(plan.folder), base=part.base, annotations=_notes(spec, plan, part), platform=platform
+            )
+        if len(images) == 1:
+            return next(iter(images.values()))
+        return assemble_index(layout, images)
+
+    def _again(self, spec: ImageSpec, plan: _Plan, first: Digest) -> Report:
+        """What comes of a second build, in another folder, that remembers nothing of the first."""
+        from controller.adapters.build.comparing import compare
+
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="again-") as place:
+            other = Layout(Path(place) / "store")
+            second = self._laid(spec, plan, other, WheelLayers(other, Path(place)), Path(place))
+            if first == second:
+                return Report(first=first, second=second)
+            return compare((self._layout, first), (other, second))
+
+    def _base(self, spec: ImageSpec, platform: str, progress: Progress) -> Base | None:
+        if spec.base == "host":
+            if platform != PLATFORM:
+                text = f"{spec.repository}: builder.platforms: expected a base image for {platform}, got the host's own system"
+                raise DesiredStateError(f"{text}; set builder.base", reason="BasePlatform")
+            return None
+        progress("opening the base image")
+        return self._bases.open(spec.base, platform=platform, signers=spec.rules.base_signers)
+
+    def _derived(self, spec: ImageSpec, folder: Folder, base: Base | None, progress: Progress) -> Derived | None:
+        script = script_of(folder.settings, folder.files, spec.folder)
+        if script is None:
+            return None
+        if base is None:
+            text = f"{spec.repository}: {INSTALL_SCRIPT}: expected a base image to run it on, got the host's own system"
+            raise DesiredStateError(f"{text}; set builder.base", reason="BaseMissing")
+        secrets = tuple(MountedSecret(name=item.name, path=item.path, files=self._secret(item)) for item in spec.secrets)
+        return self._scripts(spec.rules.buildkit).derived(
+            base,
+            script,
+            subject=spec.repository,
+            committed_at=self._reader.committed_at(spec),
+            progress=progress,
+            rules=spec.rules,
+            secrets=secrets,
+        )
 
     def _runtime_digest(self) -> str:
         if not self._runtime:
@@ -113,94 +300,47 @@ class PythonBuilder:
             self._runtime = digest_value({**files, "requirements.txt": (folder / "requirements.txt").read_text()})
         return self._runtime
 
-    def _base(self, spec: ImageSpec, progress: Callable[[str], None]) -> Base | None:
-        if spec.base == "host":
-            return None
-        if self._bases is None:
-            raise DesiredStateError(
-                f"{spec.repository}: base images are not part of Myelin on one machine yet; leave out builder.base",
-                reason="NotBuilt",
-            )
-        progress("opening the base image")
-        return self._bases.open(spec.base)
 
-    def _source(self, spec: ImageSpec) -> tuple[dict[str, Stored], dict[str, str], tuple[Submodule, ...]]:
-        """Files of the source folder and its links, where they go in the image -> what they are; and its submodules."""
-        found = self._reader.read(spec)
-        for path in found.links:
-            if path in READ_HERE:
-                place = f"{spec.folder}/{path}".lstrip("/")
-                raise DesiredStateError(f"{place}: expected a plain file, got a link", reason="OddFile")
-        return (
-            {f"app/{path}": item for path, item in found.files.items()},
-            {f"app/{path}": target for path, target in found.links.items()},
-            found.submodules,
-        )
-
-    def _assemble(self, settings: Mapping[str, str], layers: list[Laid], base: Base | None) -> Digest:
-        serves = "MODEL_NAME" in settings
-        entrypoint = (
-            [INTERPRETER, "-m", "myelin.serve"] if serves else [INTERPRETER, f"/app/{settings.get('APP_FILE', 'app.py')}"]
-        )
-        program = Program(entrypoint=entrypoint, env={"MYELIN_PYTHON": PYTHON, **settings})
-        return assemble(self._layout, layers, program, base=base, annotations=based_on(base))
-
-    def _provenance(
-        self, spec: ImageSpec, materials: Mapping[str, Any], base: Base | None, modules: Sequence[Submodule]
-    ) -> dict[str, Any]:
-        wheels = [{"name": name, "digest": _sha256(digest)} for name, digest in materials["wheels"].items()]
-        data = [{"name": path, "digest": dict([name.split(":", 1)])} for path, name in materials.get("data", {}).items()]
-        within = [{"name": f"{MODULE}{item.path}", "uri": item.url, "digest": {"gitCommit": item.commit}} for item in modules]
-        below = [{"name": "base", "uri": base.reference, "digest": _sha256(base.digest)}] if base else []
-        return {
-            "buildDefinition": {
-                "buildType": BUILDER,
-                "externalParameters": {
-                    "commit": spec.commit,
-                    "folder": spec.folder,
-                    "tree": spec.tree,
-                    "eventSet": spec.event_set,
-                    **_elsewhere(spec),
-                },
-                "internalParameters": {"python": PYTHON, "base": spec.base, "runtime": self._runtime_digest()},
-                "resolvedDependencies": [_material(spec), *within, *below, *wheels, *data],
-            },
-            "runDetails": {"builder": {"id": BUILDER}},
-        }
+def _program(folder: Folder) -> Program:
+    app = f"/app/{folder.settings.get('APP_FILE', 'app.py')}"
+    entrypoint = [INTERPRETER, "-m", "myelin.serve"] if folder.serves else [INTERPRETER, app]
+    return Program(entrypoint=entrypoint, env={"MYELIN_PYTHON": PYTHON, **folder.variables})
 
 
-def _materials_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What went into an image, as its provenance says, and the digest of the runtime."""
-    definition = provenance["buildDefinition"]
-    if definition["buildType"] != BUILDER:
-        raise ValueError(definition["buildType"])
-    outer, inner = definition["externalParameters"], definition["internalParameters"]
-    parts = [item for item in definition["resolvedDependencies"] if not item["name"].startswith(MODULE)]
-    modules = [item for item in definition["resolvedDependencies"] if item["name"].startswith(MODULE)]
-    data = [item for item in parts if item["name"].startswith("app/")]
-    wheels = [item for item in parts if item["name"].endswith(".whl") and item not in data]
-    within = {item["name"].removeprefix(MODULE): f"{item['uri']}@sha1:{item['digest']['gitCommit']}" for item in modules}
-    return {
-        **{key: outer[key] for key in ("commit", "folder", "tree", "repo", "revision", "sourceCommit") if key in outer},
-        **{key: inner[key] for key in ("base", "python", "runtime")},
-        "wheels": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in wheels},
-        **({"data": {item["name"]: ":".join(*item["digest"].items()) for item in data}} if data else {}),
-        **({"submodules": within} if within else {}),
-    }
+def _notes(spec: ImageSpec, plan: _Plan, part: _Part) -> dict[str, str]:
+    if not spec.rules.stamps:
+        return based_on(part.base)
+    created = datetime.fromtimestamp(plan.committed_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {**based_on(part.base), REVISION: spec.source_commit or spec.commit, CREATED: created}
 
 
-def _data_of(source: Mapping[str, Stored]) -> dict[str, str]:
-    """Data that `.dvc` files of a source folder stand for: where it would lie in the image -> its digest."""
-    found = {}
-    for path, item in source.items():
-        if path.endswith(".dvc") and len(item.data) <= LARGEST_POINTER_BYTES:
-            try:
-                value = YamlDocuments().load(item.data, path).value
-            except DesiredStateError:
-                continue  # a file of that name which is none
-            for pointer in pointers_of_dvc(value):
-                found[posixpath.normpath(posixpath.join(posixpath.dirname(path), pointer.path))] = pointer.identity
-    return {path: name for path, name in sorted(found.items()) if path.startswith("app/")}
+def _compiler(version: str, folder: Path) -> Compiler:
+    found = compiler_for(version, folder)
+    if found is None:
+        text = f"bytecode: expected a Python {version} on this machine to compile with, there is none"
+        raise DesiredStateError(f"{text}; install it, or build where it is", reason="OtherBuilder")
+    return found
+
+
+def _lock_of(provenance: Mapping[str, Any]) -> Lock:
+    """The lock that an image was made by, out of its provenance: exactly these wheels."""
+    inner = provenance["buildDefinition"]["internalParameters"].get("lock", {})
+    wheels = []
+    for file, digest in materials_of(provenance)["wheels"].items():
+        name, version = file.split("-")[:2]
+        plain = name.replace("_", "-").lower()
+        wheels.append(Wanted(name=plain, version=version, hashes=(Digest(digest),), line=0, file=file))
+    text = str(inner.get("text", ""))
+    return Lock(text=text, origin=str(inner.get("origin", "")) or "its provenance", resolved=bool(inner), wheels=tuple(wheels))
+
+
+def _wheels_of(plan: _Plan) -> dict[str, str]:
+    """File -> digest, of all kinds of machines."""
+    return {wheel.file: wheel.digest for part in plan.parts.values() for wheel in part.wheels}
+
+
+def _modules_of(folder: Folder) -> dict[str, str]:
+    return {item.path: f"{item.url}@sha1:{item.commit}" for item in folder.submodules}
 
 
 def _elsewhere(spec: ImageSpec) -> dict[str, str]:
@@ -210,35 +350,5 @@ def _elsewhere(spec: ImageSpec) -> dict[str, str]:
     return {"repo": spec.source.repo, "revision": spec.source.revision, "sourceCommit": spec.source_commit}
 
 
-def _material(spec: ImageSpec) -> dict[str, Any]:
-    if spec.source is None:
-        return {"name": "source", "digest": {"gitCommit": spec.commit}}
-    return {"name": "source", "uri": spec.source.repo, "digest": {"gitCommit": spec.source_commit}}
-
-
-def _settings(source: Mapping[str, Stored]) -> dict[str, str]:
-    """What `.s2i/environment` says."""
-    found = {}
-    text = source["app/.s2i/environment"].data.decode() if "app/.s2i/environment" in source else ""
-    for line in text.splitlines():
-        key, separator, value = line.strip().partition("=")
-        if separator and not key.startswith("#"):
-            found[key.strip()] = value.strip()
-    unknown = [key for key in found if key not in (*S2I_KEYS, "INSTALL_SCRIPT")]
-    if unknown:
-        raise DesiredStateError(
-            f".s2i/environment: expected keys of {', '.join(S2I_KEYS)}, got {', '.join(unknown)}", reason="UnknownKey"
-        )
-    for key, only in (("API_TYPE", "REST"), ("SERVICE_TYPE", "MODEL"), ("PERSISTENCE", "0")):
-        if found.get(key, only) != only:
-            text = f".s2i/environment: {key}={found[key]} is not built into Myelin yet; expected {only}"
-            raise DesiredStateError(text, reason="NotBuilt")
-    return found
-
-
 def _runtime_files(folder: Path) -> dict[str, Stored]:
     return tree(folder, f"{SITE}/myelin", "*.py")
-
-
-def _sha256(digest: str) -> dict[str, str]:
-    return {"sha256": digest.removeprefix("sha256:")}

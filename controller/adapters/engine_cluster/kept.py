@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.oci.layout import EMPTY, MANIFEST, ArtifactStore, Layout, disk_error, write_whole
+from controller.adapters.oci.artifacts import ArtifactStore, Gate
+from controller.adapters.oci.layout import EMPTY, MANIFEST, Layout, disk_error, write_whole
 from controller.adapters.results import Result, unpack
 from policies.canonical import canonical
 from policies.errors import TrustError
@@ -52,11 +53,12 @@ class KeptJobs:
         folder: One folder for each job; lost with the disk, all but logs of old jobs comes back from the registry.
         layout: Where artifacts and results go.
         keys: Signs results, so that nobody who may write to the registry can make one up.
+        models: Signs models; without it none is taken.
     """
 
-    def __init__(self, folder: Path, layout: Layout, keys: Keys) -> None:
+    def __init__(self, folder: Path, layout: Layout, keys: Keys, models: Gate | None = None) -> None:
         self._folder, self._layout, self._keys = folder, layout, keys
-        self._artifacts = ArtifactStore(layout)
+        self._artifacts = ArtifactStore(layout, models)
         folder.mkdir(parents=True, exist_ok=True)
         self._results: dict[str, Brought] = {}
         self._ended = {place.parent.name: _ended(place) for place in folder.glob("*/ended.json")}
@@ -113,6 +115,15 @@ class KeptJobs:
         self._results[name] = brought
         return brought
 
+    def is_ours(self, name: str) -> bool:
+        """Whether a job's result is there, and this controller signed it; nothing of it is held on to."""
+        try:
+            return self.result(name) is not None
+        except TrustError:
+            return False
+        finally:
+            self._results.pop(name, None)
+
     def report(self, name: str, line: Mapping[str, Any]) -> None:
         """Keep a line that a running job reported by HTTP."""
         with (self._place(name) / "reported.jsonl").open("ab") as file:
@@ -150,7 +161,7 @@ class KeptJobs:
     def _keep(self, result: Result) -> dict[str, Digest]:
         kept = {}
         for kind, folder in sorted(result.folders.items()):
-            kept[kind] = self._artifacts.put_folder(folder)
+            kept[kind] = self._artifacts.keep(kind, folder)
         return kept
 
     def _place(self, name: str) -> Path:

@@ -19,7 +19,8 @@ from typing import Any
 
 from controller.adapters.engine_local import supervise
 from controller.adapters.engine_local.launch import Launcher, bubblewrap
-from controller.adapters.oci.layout import ArtifactStore, Layout
+from controller.adapters.oci.artifacts import ArtifactStore
+from controller.adapters.oci.layout import Layout
 from policies.canonical import canonical, digest_value
 from policies.errors import DesiredStateError, OutsideError, RefusedError, SilentError
 from policies.retries import pause_seconds
@@ -51,7 +52,7 @@ class LocalEngine:
     Args:
         folder: Where jobs, servers and unpacked images live.
         layout: Where images are.
-        artifacts: Where models and data are.
+        artifacts: Where models and data are; it signs models, and admits those that are signed.
         clock: Tells when.
         isolation: `bubblewrap` or `none`; None: bubblewrap where it works.
     """
@@ -102,7 +103,7 @@ class LocalEngine:
             raise OutsideError(f"job {name}: expected its folder, it is gone", reason="JobGone") from error
         if not (place / "data").exists():
             raise OutsideError(f"job {name}: expected its folders, they were freed", reason="JobGone")
-        return {kept: self._artifacts.put_folder(place / kept) for kept in spec["keeps"]}
+        return {kept: self._artifacts.keep(kept, place / kept) for kept in spec["keeps"]}
 
     def stop(self, name: str) -> None:
         """End a job and all its processes."""
@@ -192,7 +193,7 @@ class LocalEngine:
         for task, digest in own.items():
             self._artifacts.fetch_folder(digest, temporary / "earlier" / task)
         if spec.model is not None:
-            self._artifacts.fetch_folder(spec.model, temporary / "model")
+            self._artifacts.fetch_model(spec.model, temporary / "model")
         env = {
             **spec.env,
             "DATA_PATH": f"{place}/data/",
@@ -287,7 +288,7 @@ class LocalEngine:
         for name in ("model", "data"):
             (place / name).mkdir(parents=True, exist_ok=True)
         if spec.model is not None:
-            self._artifacts.fetch_folder(spec.model, place / "model")
+            self._artifacts.fetch_model(spec.model, place / "model")
         for digest in spec.data:
             self._artifacts.fetch_folder(digest, place / "data")
         before = _load(place / "port.json")

@@ -1,24 +1,26 @@
-"""From an image in the store to a command line: unpack once, run under bubblewrap or the host's Python."""
+"""From an image in the store to a command line: unpack once, run under bubblewrap or the host's Python.
+
+An image of the Python builder without a base runs on the host's own system; any other one has the system that it brings along.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import gzip
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.engine_local.unpack import unpack
+from controller.adapters.oci.assembly import BASE_NAME, PLATFORM
 from controller.adapters.oci.layout import Layout
-from policies.errors import DesiredStateError, TrustError
+from policies.errors import DesiredStateError
 
 HOST_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SYSTEM_FOLDERS = (
@@ -36,6 +38,10 @@ SYSTEM_FOLDERS = (
     "/etc/resolv.conf",
     "/etc/hosts",
 )
+OWN_FOLDERS = ("dev", "proc", "sys", "tmp")
+"""Folders of an image's root that are the machine's own, whatever lies in them."""
+HOSTS_FILES = ("/etc/resolv.conf", "/etc/hosts")
+_PLATFORM = dict(zip(("os", "architecture"), PLATFORM.split("/"), strict=True))
 PYTHONS = ("python", "python3", "/opt/venv/bin/python", "/opt/venv/bin/python3")
 
 
@@ -87,8 +93,12 @@ class Launcher:
             DesiredStateError: The image was made for another Python.
             TrustError: A layer is not what it should be.
         """
-        root, config = self._unpacked(image)
-        variables = dict(item.split("=", 1) for item in config["config"].get("Env", ()))
+        root, config, is_bare = self._unpacked(image)
+        variables = dict(item.split("=", 1) for item in config["config"].get("Env") or ())
+        shared = {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
+        shared |= {"USER": "myelin", "LOGNAME": "myelin", "HOME": tempfile.gettempdir()}
+        if not is_bare:
+            return self._whole(image, root, config["config"], [*command], [*args], {**shared, **variables, **env}, writable)
         wanted = variables.get("MYELIN_PYTHON", HOST_PYTHON)
         if wanted != HOST_PYTHON:
             raise DesiredStateError(
@@ -97,8 +107,6 @@ class Launcher:
         argv = [*(command or config["config"]["Entrypoint"]), *args]
         python = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
         argv[0] = python if argv[0] in PYTHONS else argv[0]
-        shared = {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
-        shared |= {"USER": "myelin", "LOGNAME": "myelin", "HOME": tempfile.gettempdir()}
         site = f"opt/venv/lib/python{HOST_PYTHON}/site-packages"
         if not self._wrap:
             places = {"PYTHONPATH": f"{root}/app:{root}/{site}"}
@@ -108,11 +116,41 @@ class Launcher:
         places = {"PYTHONPATH": f"/app:/{site}", "HOME": "/tmp"}
         return Program(argv=(*self._cage(root, writable), *argv), env={**variables, **shared, **env, **places}, cwd="/")
 
-    def _cage(self, root: Path, writable: Sequence[Path]) -> list[str]:
-        cage = [self._wrap, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--new-session"]
+    def _whole(
+        self,
+        image: str,
+        root: Path,
+        settings: Mapping[str, Any],
+        command: list[str],
+        args: list[str],
+        env: Mapping[str, str],
+        writable: Sequence[Path],
+    ) -> Program:
+        """How to run an image that brings its own system along."""
+        if not self._wrap:
+            text = f"image {image}: expected bubblewrap to run an image with a system of its own, it is not here or may not run"
+            raise DesiredStateError(f"{text}; install it, or leave out builder.base", reason="CannotStart")
+        entry = command or list(settings.get("Entrypoint") or ())
+        argv = [*entry, *(args or ([] if command else list(settings.get("Cmd") or ())))]
+        if not argv:
+            raise DesiredStateError(f"image {image}: expected an ENTRYPOINT or CMD, it has none", reason="CannotStart")
+        cage = self._walls()
+        cage += _bound(root, "", [*HOSTS_FILES, *(str(folder) for folder in writable)])
+        for file in HOSTS_FILES:
+            cage += ["--ro-bind-try", file, file]
+        for folder in writable:
+            cage += ["--bind", str(folder), str(folder)]
+        cage += ["--chdir", str(settings.get("WorkingDir") or "/")]
+        return Program(argv=(*cage, *argv), env={**env, "HOME": "/tmp"}, cwd="/")
+
+    def _walls(self) -> list[str]:
+        walls = [self._wrap, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--new-session"]
         # Also where root runs the controller, a program gets none of root's powers: no mount, no device, no other user.
-        cage += ["--unshare-user-try", "--cap-drop", "ALL"]
-        cage += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        walls += ["--unshare-user-try", "--cap-drop", "ALL"]
+        return [*walls, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+
+    def _cage(self, root: Path, writable: Sequence[Path]) -> list[str]:
+        cage = self._walls()
         for place in SYSTEM_FOLDERS:
             cage += ["--ro-bind-try", place, place]
         prefix = os.path.realpath(sys.base_prefix)
@@ -123,8 +161,14 @@ class Launcher:
         cage += ["--ro-bind-try", str(root / "opt"), "/opt", "--ro-bind-try", str(root / "app"), "/app", "--chdir", "/app"]
         return cage
 
-    def _unpacked(self, image: str) -> tuple[Path, dict[str, Any]]:
+    def _unpacked(self, image: str) -> tuple[Path, dict[str, Any], bool]:
+        """Where an image lies, its config, and whether it has no system of its own."""
         manifest = self._layout.manifest(image)
+        if "manifests" in manifest:
+            own = [item["digest"] for item in manifest["manifests"] if item.get("platform") == _PLATFORM]
+            if not own:
+                raise DesiredStateError(f"image {image}: expected one for {PLATFORM}, there is none in it", reason="CannotStart")
+            return self._unpacked(own[0])
         config = json.loads(self._layout.get(manifest["config"]["digest"]))
         root = self._folder / image.removeprefix("sha256:")[:32]
         with (self._folder / ".lock").open("w") as lock:
@@ -135,59 +179,28 @@ class Launcher:
                 (temporary / "app").mkdir(parents=True)
                 try:
                     for layer, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
-                        _unpack(self._layout.path(layer["digest"]), diff_id, temporary)
+                        unpack(self._layout.path(layer["digest"]), diff_id, temporary)
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
                 os.rename(temporary, root)
-        return root, config
+        name = (manifest.get("annotations") or {}).get(BASE_NAME)
+        return root, config, name == "host" or (name is None and not (root / "usr").exists())
 
 
-class _Hashing:
-    def __init__(self, source: gzip.GzipFile) -> None:
-        self._source, self.sha = source, hashlib.sha256()
+def _bound(folder: Path, place: str, writable: Sequence[str]) -> Iterator[str]:
+    """What shows a folder at a place, but for what the machine or a job has there.
 
-    def read(self, size: int = -1) -> bytes:
-        block = self._source.read(size)
-        self.sha.update(block)
-        return block
-
-
-def _unpack(blob: Path, diff_id: str, root: Path) -> None:
-    """Lay one layer over a root; nothing may land outside of it."""
-    with gzip.open(blob) as packed:
-        source = _Hashing(packed)
-        with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]
-            for member in archive:
-                _lay(archive, member, root)
-        while source.read(1 << 20):
-            pass
-    got = "sha256:" + source.sha.hexdigest()
-    if got != diff_id:
-        raise TrustError(f"layer {blob.name}: expected content {diff_id}, got {got}", reason="BlobChanged")
-
-
-def _lay(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
-    name = member.name.rstrip("/")
-    target = root / name
-    inside = not name.startswith("/") and ".." not in Path(name).parts
-    if not inside or not target.parent.resolve().is_relative_to(root.resolve()):
-        raise TrustError(f"layer: expected names inside of the image, got {name!r}", reason="UnsafeLayer")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.name.startswith(".wh."):
-        hidden = target.with_name(target.name.removeprefix(".wh."))
-        shutil.rmtree(hidden) if hidden.is_dir() and not hidden.is_symlink() else hidden.unlink(missing_ok=True)
-    elif member.isdir():
-        target.mkdir(exist_ok=True)
-    elif member.issym():
-        target.unlink(missing_ok=True)
-        target.symlink_to(member.linkname)
-    elif member.isfile():
-        content = archive.extractfile(member)
-        assert content is not None
-        target.unlink(missing_ok=True)
-        with target.open("wb") as file:
-            shutil.copyfileobj(content, file)
-        target.chmod(0o755 if member.mode & 0o100 else 0o644)
-    else:
-        raise TrustError(f"layer: expected files, folders and links, got something else at {name!r}", reason="UnsafeLayer")
+    A place in a folder that is bound read-only cannot be made, so whatever leads to a writable one is bound entry by entry.
+    """
+    for path in sorted(folder.iterdir()):
+        at = f"{place}/{path.name}"
+        if at in HOSTS_FILES or (not place and path.name in OWN_FOLDERS):
+            continue
+        if path.is_symlink():
+            yield from ("--symlink", os.readlink(path), at)
+        elif path.is_dir() and any(item == at or item.startswith(f"{at}/") for item in writable):
+            yield from ("--dir", at)
+            yield from _bound(path, at, writable)
+        else:
+            yield from ("--ro-bind", str(path), at)

@@ -1,6 +1,6 @@
 """Raw commits: read into facts, and written. Nothing is opened.
 
-Equal arguments make equal commits, but for an OpenPGP key: its signatures hold their time and some salt.
+Equal arguments make equal commits, but for an OpenPGP key or a Sigstore identity: their signatures hold their time, and chance.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from controller.adapters.git.access import GitAccess, Login
@@ -14,6 +15,7 @@ from controller.adapters.git.objects import Objects
 from controller.adapters.git.program import GitFailed, Program
 from controller.adapters.git.refusals import outside
 from controller.adapters.git.urls import is_ssh
+from controller.adapters.signatures import instant_of
 from policies.errors import DesiredStateError, OutsideError
 from reconcilers.ports import TreeFile
 
@@ -42,6 +44,13 @@ class Mirror:
         """Git object id at `path`; empty when there is none."""
         info = self._objects.info(f"{commit}:{path}" if path else f"{commit}^{{tree}}")
         return info[0] if info else ""
+
+    def committed_at(self, commit: str) -> datetime:
+        """The committer's instant, UTC."""
+        for line in (self._objects.content(commit) or b"").partition(b"\n\n")[0].split(b"\n"):
+            if line.startswith(b"committer "):
+                return instant_of(line.decode(errors="replace"))
+        raise DesiredStateError(f"commit {commit[:12]}: expected it here, there is none", reason="CommitMissing")
 
     def files(self, commit: str, folder: str = "") -> tuple[TreeFile, ...]:
         """All files below `folder`, sorted by path."""

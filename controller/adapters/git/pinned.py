@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -185,6 +186,12 @@ class OtherRepositories:
         mirror = self._mirror(source)
         mirror.bring(commit)
         return mirror.files(commit, folder)
+
+    def committed_at(self, source: Elsewhere, commit: str) -> datetime:
+        """The committer's instant of a commit, UTC."""
+        mirror = self._mirror(source)
+        mirror.bring(commit)
+        return mirror.committed_at(commit)
 
     def read_many(self, source: Elsewhere, commit: str, paths: Sequence[str]) -> Mapping[str, bytes]:
         """Contents of several files of a commit."""

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from policies.errors import DesiredStateError
@@ -97,6 +98,28 @@ def access_from_docker_config(
         ca=ca,
         origin=origin,
     )
+
+
+def access_on_this_machine(repository: str, environ: Mapping[str, str]) -> Access:
+    """How this machine's user reaches a repository: as Docker's and Podman's own configuration says, else openly.
+
+    Registries on loopback are reached without TLS, as Docker does.
+
+    Raises:
+        DesiredStateError: The configuration knows the registry, and its entry lacks a field.
+    """
+    host = repository.partition("/")[0]
+    plain = re.fullmatch(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", host) is not None
+    folder = environ.get("DOCKER_CONFIG") or f"{environ.get('HOME', '')}/.docker"
+    path = Path(folder) / "config.json"
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    # A configuration that does not know the host says nothing about it.
+    if f'"{host}"' in text or f'"{host}/' in text or f"//{host}" in text:
+        return access_from_docker_config(text, repository, origin=str(path), unsafe_plain_http=plain)
+    return Access(repository=repository, unsafe_plain_http=plain)
 
 
 def _credentials(entry: Mapping[str, Any], subject: str) -> tuple[str, str]:

@@ -12,11 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from controller.adapters.attestor import PROVENANCE, sign_image, verify_image
-from controller.adapters.keys import ImageKey
+from controller.adapters.attest.sbom import sbom_of
+from controller.adapters.attest.signing import sign_image
+from controller.adapters.attest.statements import PROVENANCE
+from controller.adapters.attest.verifying import ImageTrust, verify_image
+from controller.adapters.keys import ImageSigner
+from controller.adapters.models import verify_model
+from controller.adapters.oci.artifacts import MODE, files_of
 from controller.adapters.oci.assembly import read_memo, write_memo
 from controller.adapters.oci.layers import Filed, Laid, lay
-from controller.adapters.oci.layout import CONFIG, FILES, MANIFEST, MODE, TITLE, Layout
+from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from policies.canonical import canonical, digest_value
 from policies.errors import DesiredStateError, SilentError, TrustError
 from policies.terms.digest import Digest
@@ -25,6 +30,8 @@ from reconcilers.ports import Clock
 COMPOSER = "myelin.io/builders/compose/v1"
 TOP = "myelin/in"
 """All that is laid over an image lies below this folder."""
+MODEL = f"{TOP}/model"
+"""What lies here must be signed, as an image is."""
 PREFIX = "io.myelin."
 IMAGE = "io.myelin.image"
 MOST_LAYERS = 127
@@ -38,13 +45,13 @@ class Composer:
         layout: Where images and artifacts are, and composed images go.
         folder: Memories of layers and images; may be deleted.
         key: Signs composed images.
-        public_keys: PEM of all keys whose images may be laid over.
+        trust: Whose images may be laid over.
         clock: Tells when, for provenance.
     """
 
-    def __init__(self, layout: Layout, folder: Path, key: ImageKey, public_keys: Sequence[str], clock: Clock) -> None:
+    def __init__(self, layout: Layout, folder: Path, key: ImageSigner, trust: ImageTrust, clock: Clock) -> None:
         self._layout, self._folder, self._key = layout, folder, key
-        self._public_keys, self._clock = tuple(public_keys), clock
+        self._trust, self._clock = trust, clock
         self._working = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -60,7 +67,7 @@ class Composer:
 
         Raises:
             DesiredStateError: A place elsewhere, a name that an image cannot hold, or too many layers.
-            TrustError: No key of the project signed the image, or a blob is missing or changed.
+            TrustError: No key of the project signed the image or a model, or a blob is missing or changed.
             OutsideError: The registry said no or nothing, or the disk is full.
         """
         wanted = {place: [str(item) for item in artifacts] for place, artifacts in sorted(places.items()) if artifacts}
@@ -90,8 +97,7 @@ class Composer:
         if digest is None:
             return None
         try:
-            self._layout.check_all(digest)
-            definition = verify_image(self._layout, digest, self._public_keys)[PROVENANCE]["buildDefinition"]
+            definition = verify_image(self._layout, digest, self._trust)[PROVENANCE]["buildDefinition"]
             same = (definition["buildType"], definition["externalParameters"]) == (COMPOSER, inputs)
         except (TrustError, KeyError, TypeError, ValueError):
             # Whoever may write to the registry may move a tag, which then says nothing. It is laid again.
@@ -103,8 +109,9 @@ class Composer:
 
     def _laid(self, name: str, image: Digest, places: Mapping[str, Sequence[str]], inputs: Mapping[str, Any]) -> Digest:
         # Our signature on what we make says that we trust what is below it.
-        self._layout.check_all(image)
-        verify_image(self._layout, image, self._public_keys)
+        below = verify_image(self._layout, image, self._trust)[PROVENANCE]
+        for model in places.get(MODEL, ()):
+            verify_model(self._layout, model, self._trust)
         manifest = self._layout.manifest(image)
         config = json.loads(self._layout.get(manifest["config"]["digest"]))
         laid = [self._layer(place, artifact) for place, artifacts in places.items() for artifact in artifacts]
@@ -123,7 +130,8 @@ class Composer:
             "annotations": {**manifest.get("annotations", {}), IMAGE: str(image), **notes},
         }
         digest = self._layout.put(canonical(composed))
-        sign_image(self._layout, digest, self._key, self._provenance(inputs))
+        provenance = self._provenance(inputs)
+        sign_image(self._layout, digest, self._key, provenance, sbom_of(digest, name, provenance, below))
         self._layout.tag(name, digest)
         self._layout.push(digest, tags=(name,))
         return digest
@@ -140,21 +148,15 @@ class Composer:
         return laid
 
     def _files(self, place: str, artifact: str) -> dict[str, Filed]:
-        manifest = self._layout.manifest(artifact)
-        if manifest.get("artifactType") != FILES:
-            raise TrustError(f"artifact {artifact}: expected {FILES}, got {manifest.get('artifactType')}")
-        found = {}
-        for item in manifest["layers"]:
-            name = str(item["annotations"][TITLE])
-            if not _is_plain(name):
-                raise TrustError(f"artifact {artifact}: expected plain file names, got {name!r}")
-            found[f"{place}/{name}"] = Filed(
+        return {
+            f"{place}/{name}": Filed(
                 path=self._layout.path(item["digest"]),
                 digest=item["digest"],
                 size=int(item["size"]),
                 executable=item["annotations"].get(MODE) == "true",
             )
-        return found
+            for name, item in files_of(self._layout, artifact).items()
+        }
 
     def _provenance(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         used = [("image", inputs["image"])]
@@ -189,6 +191,11 @@ def inputs_of(layout: Layout, digest: str) -> dict[str, tuple[Digest, ...]]:
         for key, value in notes.items()
         if key.startswith(PREFIX)
     }
+
+
+def parts_of(notes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Digests of the image and the artifacts that the annotations of a composed image name."""
+    return tuple(part for key, value in notes.items() if key.startswith(PREFIX) for part in str(value).split(","))
 
 
 def _annotation(place: str) -> str:

@@ -1,4 +1,8 @@
-"""An OCI image layout as a content-addressed store, and folders of files as OCI artifacts in it."""
+"""An OCI image layout as a content-addressed store.
+
+Whoever relies on a blob that is there notes that it is used, in `used/`: what was used lately is never swept away, so a
+build or a push beside a clean-up (`cleaning.py`) loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from policies.canonical import canonical
-from policies.errors import OutsideError, RefusedError, SilentError, TrustError
+from policies.errors import OutsideError, SilentError, TrustError
 from policies.terms.digest import Digest, digest_of, is_digest
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -22,12 +27,10 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-FILES = "application/vnd.myelin.files.v1"
-FILE = "application/octet-stream"
 REF_NAME = "org.opencontainers.image.ref.name"
-TITLE = "org.opencontainers.image.title"
-MODE = "io.myelin.file.executable"
-_BLOCK = 1 << 20
+MOST_NOTED = 4096
+NOTED_SECONDS = 600.0
+"""How long a use that was noted counts as noted: who uses a blob all the time writes no more than that."""
 
 
 class Layout:
@@ -38,6 +41,8 @@ class Layout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._noted: dict[str, float] = {}
+        self._noting = threading.Lock()
         (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         if not (root / "oci-layout").exists():
             write_whole(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
@@ -62,15 +67,53 @@ class Layout:
         return self.is_here(digest)
 
     def is_here(self, digest: str) -> bool:
-        """Whether a blob lies in this folder, whatever a registry has."""
-        return self.place(digest).exists()
+        """Whether a blob lies in this folder, whatever a registry has; from now on it is used."""
+        return self.place(digest).exists() and self.note(digest)
+
+    def note(self, digest: str, *, elsewhere: bool = False) -> bool:
+        """Note that a blob or manifest, here or behind here, is relied on from now on; False when it is not here any more."""
+        now = time.monotonic()
+        with self._noting:
+            if self._noted.get(digest, 0.0) > now:
+                return True
+        try:
+            mark = self.mark(digest)
+            with self.using():
+                if not elsewhere and not self.place(digest).exists():
+                    return False
+                mark.parent.mkdir(exist_ok=True)
+                mark.touch()
+        except OSError:
+            # Who may only read, or has a full disk, makes nothing that relies on it.
+            return elsewhere or self.place(digest).exists()
+        with self._noting:
+            if len(self._noted) >= MOST_NOTED:
+                self._noted.clear()
+            self._noted[digest] = now + NOTED_SECONDS
+        return True
+
+    def mark(self, digest: str) -> Path:
+        """The file whose time says when a blob was relied on last; it may not be there."""
+        return self.root / "used" / self.place(digest).name
+
+    @contextmanager
+    def using(self, *, alone: bool = False) -> Iterator[None]:
+        """As long as the block lasts nobody sweeps; `alone`: nobody else notes a use either."""
+        with (self.root / ".sweep").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
 
     def put(self, data: bytes) -> Digest:
         """Keep bytes under their digest."""
         digest = digest_of(data)
-        if not self.is_here(digest):
-            write_whole(self.place(digest), data)
+        if not self.is_whole(digest, len(data)):
+            with self.using():
+                write_whole(self.place(digest), data)
         return digest
+
+    def is_whole(self, digest: str, size: int) -> bool:
+        """Whether a blob lies in this folder with all of its bytes, as far as their number tells."""
+        return self.is_here(digest) and self.place(digest).stat().st_size == size
 
     @contextmanager
     def writing(self) -> Iterator[IO[bytes]]:
@@ -85,7 +128,9 @@ class Layout:
         """Keep a written file under its digest."""
         file.flush()
         os.fsync(file.fileno())
-        os.replace(file.name, self.place(digest))
+        # Not while somebody sweeps, who may be about to take away what was here before.
+        with self.using():
+            os.replace(file.name, self.place(digest))
 
     def get(self, digest: str) -> bytes:
         """A blob's bytes.
@@ -133,22 +178,27 @@ class Layout:
         return tuple(self._touched(blob) for blob in (digest, *self.named(digest)))
 
     def named(self, digest: str) -> tuple[str, ...]:
-        """The blobs that a manifest names: its config, then its layers."""
+        """The blobs that a manifest names: its config, then its layers. Of an index: its manifests, and what they name."""
         manifest = self.manifest(digest)
         try:
+            if "manifests" in manifest:
+                inner = [item["digest"] for item in manifest["manifests"]]
+                return tuple(name for item in inner for name in (item, *self.named(item)))
             return tuple(item["digest"] for item in (manifest["config"], *manifest["layers"]))
         except (KeyError, TypeError) as error:
             raise TrustError(f"manifest {digest}: expected a config and layers", reason="BadManifest") from error
 
-    def _touched(self, digest: str) -> tuple[int, int]:
+    def _touched(self, digest: str) -> tuple[int, ...]:
         try:
             status = self.place(digest).stat()
         except FileNotFoundError as error:
             raise TrustError(f"blob {digest}: expected it in the store, it is missing", reason="BlobMissing") from error
-        return status.st_mtime_ns, status.st_size
+        # The time of change cannot be set back by whoever writes to a file, as the time of its content can.
+        return status.st_ctime_ns, status.st_mtime_ns, status.st_size, status.st_ino
 
     def descriptor(self, digest: str, media_type: str) -> dict[str, Any]:
-        """How manifests refer to a blob."""
+        """How manifests refer to a blob, which is used from now on."""
+        self.note(digest)
         return {"mediaType": media_type, "digest": digest, "size": self.path(digest).stat().st_size}
 
     def manifest(self, digest: str) -> dict[str, Any]:
@@ -160,9 +210,12 @@ class Layout:
 
     def tag(self, name: str, digest: Digest, extra: Mapping[str, Any] | None = None) -> None:
         """List a manifest in the index under a name; another one of that name is replaced."""
+        # Noted before the index is locked: a sweep locks the other way round.
+        entry = {**self.descriptor(digest, MANIFEST), "annotations": {REF_NAME: name}, **(extra or {})}
         with self._locked():
             index = self._index()
-            entry = {**self.descriptor(digest, MANIFEST), "annotations": {REF_NAME: name}, **(extra or {})}
+            if entry in index["manifests"]:
+                return
             others = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) != name]
             index["manifests"] = sorted([*others, entry], key=lambda item: str(item["annotations"][REF_NAME]))
             write_whole(self.root / "index.json", canonical(index))
@@ -172,8 +225,24 @@ class Layout:
         found = [item["digest"] for item in self._index()["manifests"] if item.get("annotations", {}).get(REF_NAME) == tag]
         return Digest(found[0]) if found else None
 
+    def resolve_here(self, name: str) -> Digest | None:
+        """What a name stands for in this folder, whatever a registry says."""
+        return Layout.resolve(self, name)
+
     def push(self, digest: str, *, tags: Sequence[str] = ()) -> None:
         """Bring a manifest, with all that it names, to where others fetch it; here it is there already."""
+
+    def mend(self, digest: str) -> tuple[str, ...]:
+        """Put back, to where others fetch it, what is gone there of a manifest and what refers to it; here nothing can be.
+
+        Raises:
+            TrustError: Something is missing and cannot be put back.
+        """
+        gone = [blob for blob in (digest, *self.named(digest)) if not self.has(blob)]
+        if gone:
+            text = f"image {digest}: expected all of it in the store, missing: {', '.join(gone)}; build it again"
+            raise TrustError(text, reason="BlobMissing")
+        return ()
 
     def mount(self, digest: str, repository: str) -> bool:
         """Whether a blob of another repository `host/path` is now where `push` brings things, without a copy; here never."""
@@ -188,6 +257,18 @@ class Layout:
         """(name, digest) of all that is listed and is no referrer."""
         return [(item["annotations"][REF_NAME], item["digest"]) for item in self._index()["manifests"] if "subject" not in item]
 
+    def listed(self) -> list[dict[str, Any]]:
+        """The index's entries."""
+        return list(self._index()["manifests"])
+
+    def unlist(self, names: Collection[str]) -> None:
+        """Take names off the index; what they stood for stays until it is swept."""
+        with self._locked():
+            index = self._index()
+            kept = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) not in names]
+            if len(kept) != len(index["manifests"]):
+                write_whole(self.root / "index.json", canonical({**index, "manifests": kept}))
+
     def _index(self) -> dict[str, Any]:
         try:
             value = json.loads((self.root / "index.json").read_bytes())
@@ -200,71 +281,6 @@ class Layout:
         with (self.root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-class ArtifactStore:
-    """Folders of files, named by their content."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-
-    def put_folder(self, folder: Path) -> Digest:
-        """Keep all files below a folder; equal content gives an equal digest.
-
-        Raises:
-            RefusedError: A link that leaves the folder, no plain file, or the registry says no.
-            SilentError: The disk is full, or the registry gives no answer.
-        """
-        try:
-            layers = [self._file(folder, path) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-            config = self._layout.descriptor(self._layout.put(b"{}"), EMPTY)
-            manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": FILES, "config": config, "layers": layers}
-            digest = self._layout.put(canonical(manifest))
-            name = f"artifact-{digest.removeprefix('sha256:')}"
-            self._layout.tag(name, digest)
-            self._layout.push(digest, tags=(name,))
-        except OSError as error:
-            raise disk_error(self._layout.root, error) from error
-        return digest
-
-    def fetch_folder(self, digest: str, destination: Path) -> None:
-        """Lay an artifact's files into a folder, over what is there.
-
-        Raises:
-            TrustError: Anything is missing, changed or would leave the folder.
-            SilentError: The disk is full.
-        """
-        manifest = self._layout.manifest(digest)
-        if manifest.get("artifactType") != FILES:
-            raise TrustError(f"artifact {digest}: expected {FILES}, got {manifest.get('artifactType')}")
-        try:
-            destination.mkdir(parents=True, exist_ok=True)
-            for layer in manifest["layers"]:
-                name = str(layer["annotations"][TITLE])
-                target = destination / name
-                if name.startswith("/") or ".." in Path(name).parts or not target.resolve().is_relative_to(destination.resolve()):
-                    raise TrustError(f"artifact {digest}: expected plain file names, got {name!r}")
-                self._layout.check(layer["digest"])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._layout.path(layer["digest"]), target)
-                target.chmod(0o755 if layer["annotations"].get(MODE) == "true" else 0o644)
-        except OSError as error:
-            raise disk_error(destination, error) from error
-
-    def _file(self, folder: Path, path: Path) -> dict[str, Any]:
-        name = path.relative_to(folder).as_posix()
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise RefusedError(f"{name}: expected a plain file inside of the folder that is kept", reason="OddFile")
-        with self._layout.writing() as file, path.open("rb") as source:
-            sha = hashlib.sha256()
-            while block := source.read(_BLOCK):
-                sha.update(block)
-                file.write(block)
-            digest = Digest("sha256:" + sha.hexdigest())
-            if not self._layout.is_here(digest):
-                self._layout.adopt(file, digest)
-        annotations = {TITLE: name} | ({MODE: "true"} if os.access(path, os.X_OK) and path.stat().st_mode & 0o100 else {})
-        return {**self._layout.descriptor(digest, FILE), "annotations": annotations}
 
 
 def disk_error(place: Path, error: OSError) -> OutsideError:

@@ -47,6 +47,11 @@ def index_tag(subject: str) -> str:
     return checked_digest(subject).replace(":", "-")
 
 
+def held_tag(parent: str, digest: str) -> str:
+    """A tag for a manifest that only another one lists, so that no clean-up takes it for something that nobody needs."""
+    return f"{index_tag(parent)}.{checked_digest(digest).removeprefix('sha256:')[:12]}"
+
+
 def index_of(entries: Sequence[dict[str, Any]]) -> bytes:
     """An index that lists these manifests."""
     return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": list(entries)})
@@ -59,6 +64,14 @@ def index_entry(manifest: bytes) -> dict[str, Any]:
     kind = value.get("artifactType") or value["config"]["mediaType"]
     entry = {"mediaType": media_type, "digest": digest_of(manifest), "size": len(manifest), "artifactType": kind}
     return {**entry, "annotations": value.get("annotations", {})}
+
+
+def tags_in(answer: bytes) -> list[str]:
+    """The tags that a registry's list names."""
+    try:
+        return [str(item) for item in json.loads(answer).get("tags") or [] if is_tag(str(item))]
+    except (ValueError, AttributeError, TypeError):
+        return []
 
 
 def listed(index: bytes | None) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class SignatureReader:
         signers: Who is trusted first.
         list_of: Reads `spec.trust.signers` out of a `myelin.yaml`.
         sigstore_root: Trusted root of a Sigstore instance as JSON; empty: that of the public good one.
+        own: `<identity> <issuer>` of the controller, and the trusted root that vouches for it and nobody else.
     """
 
     def __init__(
@@ -38,9 +39,12 @@ class SignatureReader:
         *,
         list_of: Callable[[bytes], tuple[TrustedKey, ...]] = lambda _: (),
         sigstore_root: str = "",
+        own: tuple[str, str] | None = None,
     ) -> None:
         self._list_of = list_of
         self._certificates, self._gitsign = Certificates(), Gitsign(sigstore_root)
+        self._own_key = own[0] if own is not None else ""
+        self._own_gitsign = Gitsign(own[1]) if own is not None else None
         self._learn(signers)
 
     def signers_of(self, text: bytes) -> tuple[TrustedKey, ...]:
@@ -55,8 +59,16 @@ class SignatureReader:
         if start.startswith(BEGIN_OPENPGP):
             return self._certificates.read(armored, data)
         if start.startswith(BEGIN_SIGSTORE):
-            return self._gitsign.read(armored, data)
+            return self._read_sigstore(armored, data)
         return keys.read_signature(armored, data)
+
+    def _read_sigstore(self, armored: str, data: bytes) -> Signature:
+        if self._own_gitsign is not None:
+            found = self._own_gitsign.read(armored, data)
+            # Whoever runs the controller's instance could make it vouch for anybody, so it is asked about the controller alone.
+            if found.key == self._own_key:
+                return found
+        return self._gitsign.read(armored, data)
 
     def read_tag(self, raw: bytes) -> TagFacts | None:
         """What an annotated tag says, as Git stores it; None where it is none."""

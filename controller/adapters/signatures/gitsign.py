@@ -1,4 +1,4 @@
-"""The door to Sigstore: signatures of commits and tags in gitsign's format, checked offline against a trusted root.
+"""The door to Sigstore: signatures of commits and tags in gitsign's format, made, and checked offline against a trusted root.
 
 Such a signature is a detached CMS message. It holds the certificate that Fulcio gave for an identity, and, where gitsign
 runs with `rekorMode = offline`, the transparency log's entry. It never asks a server: what it cannot check alone is refused.
@@ -10,11 +10,12 @@ import base64
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from controller.adapters.signatures.logentry import entry_json
+from controller.adapters.signatures.logentry import entry_json, entry_message
 from policies.errors import TrustError
 from policies.terms.revision import Signature
 
@@ -184,6 +185,66 @@ class _Message:
                 "signature": _text64(self._signature),
             },
         }
+
+
+def signed_message(data: bytes, at: datetime, sign: Callable[[bytes], Mapping[str, Any]]) -> str:
+    """What gitsign would write for `data`, with the log's entry embedded.
+
+    Args:
+        data: A commit or tag without its signature.
+        at: Now; the log says when it was in truth.
+        sign: Signs bytes by a Sigstore instance; a bundle (v0.3, `hashedrekord`) with the certificate and the log's entry.
+    """
+    from pyasn1.codec.der.decoder import decode
+    from pyasn1.codec.der.encoder import encode
+    from pyasn1.type import univ, useful  # type: ignore[import-untyped]
+    from pyasn1_modules import rfc5280, rfc5652
+
+    attributes = rfc5652.SignedAttributes()
+    attributes.extend(
+        [
+            _attribute(rfc5652.id_contentType, rfc5652.id_data),
+            _attribute(rfc5652.id_signingTime, useful.UTCTime(at.astimezone(UTC).strftime("%y%m%d%H%M%SZ"))),
+            _attribute(rfc5652.id_messageDigest, univ.OctetString(hashlib.sha256(data).digest())),
+        ]
+    )
+    bundle = sign(encode(attributes))
+    material = bundle["verificationMaterial"]
+    certificate, _ = decode(base64.b64decode(material["certificate"]["rawBytes"]), asn1Spec=rfc5280.Certificate())
+    signer = rfc5652.SignerInfo()
+    signer["version"] = 1
+    signer["sid"]["issuerAndSerialNumber"]["issuer"] = certificate["tbsCertificate"]["issuer"]
+    signer["sid"]["issuerAndSerialNumber"]["serialNumber"] = certificate["tbsCertificate"]["serialNumber"]
+    signer["digestAlgorithm"]["algorithm"] = SHA256
+    signer["signedAttrs"].extend(attributes)
+    signer["signatureAlgorithm"]["algorithm"] = ECDSA_SHA256
+    signer["signature"] = base64.b64decode(bundle["messageSignature"]["signature"])
+    entry = univ.OctetString(entry_message(material["tlogEntries"][0]))
+    signer["unsignedAttrs"].extend([_attribute(univ.ObjectIdentifier(LOG_ENTRY), entry)])
+    signed = rfc5652.SignedData()
+    signed["version"] = 1
+    signed["digestAlgorithms"].append(signer["digestAlgorithm"])
+    signed["encapContentInfo"]["eContentType"] = rfc5652.id_data
+    choice = rfc5652.CertificateChoices()
+    choice["certificate"] = certificate
+    signed["certificates"].append(choice)
+    signed["signerInfos"].append(signer)
+    outer = rfc5652.ContentInfo()
+    outer["contentType"] = rfc5652.id_signedData
+    outer["content"] = univ.Any(encode(signed))
+    text = _text64(encode(outer))
+    return "\n".join([BEGIN, *(text[start : start + 64] for start in range(0, len(text), 64)), END, ""])
+
+
+def _attribute(name: Any, value: Any) -> Any:
+    from pyasn1.codec.der.encoder import encode
+    from pyasn1.type import univ
+    from pyasn1_modules import rfc5652
+
+    made = rfc5652.Attribute()
+    made["attrType"] = name
+    made["attrValues"].extend([univ.Any(encode(value))])
+    return made
 
 
 def _by_type(attributes: Any) -> dict[str, bytes]:

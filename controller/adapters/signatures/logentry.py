@@ -1,12 +1,12 @@
 """A transparency log's entry as gitsign embeds it: the protobuf message `TransparencyLogEntry` of Sigstore's `rekor/v1`.
 
-It only reads the fields; whether they hold is checked elsewhere.
+It only reads and writes the fields; whether they hold is checked elsewhere.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Fields = dict[int, list[int | bytes]]
@@ -98,3 +98,42 @@ def _number(fields: Fields, number: int) -> int:
 
 def _text64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def entry_message(entry: Mapping[str, Any]) -> bytes:
+    """The protobuf message of an entry that a Sigstore bundle holds as JSON, without its body, as gitsign embeds it.
+
+    Raises:
+        KeyError: It lacks a part without which it cannot be checked offline.
+    """
+    proof, kind = entry["inclusionProof"], entry["kindVersion"]
+    index, log = int(entry.get("logIndex", 0)), base64.b64decode(entry["logId"]["keyId"])
+    promise = base64.b64decode(entry["inclusionPromise"]["signedEntryTimestamp"])
+    inclusion = _number_field(1, int(proof.get("logIndex", 0))) + _field(2, base64.b64decode(proof["rootHash"]))
+    inclusion += _number_field(3, int(proof["treeSize"]))
+    inclusion += b"".join(_field(4, base64.b64decode(item)) for item in proof.get("hashes", ()))
+    inclusion += _field(5, _field(1, proof["checkpoint"]["envelope"].encode()))
+    return (
+        _number_field(1, index)
+        + _field(2, _field(1, log))
+        + _field(3, _field(1, kind["kind"].encode()) + _field(2, kind["version"].encode()))
+        + _number_field(4, int(entry["integratedTime"]))
+        + _field(5, _field(1, promise))
+        + _field(6, inclusion)
+    )
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _packed(number << 3 | 2) + _packed(len(value)) + value
+
+
+def _number_field(number: int, value: int) -> bytes:
+    # Zero is what an absent field means, and is not written.
+    return _packed(number << 3) + _packed(value) if value else b""
+
+
+def _packed(value: int) -> bytes:
+    found = b""
+    while value > 0x7F:
+        found, value = found + bytes([value & 0x7F | 0x80]), value >> 7
+    return found + bytes([value])

@@ -1,0 +1,95 @@
+"""Everything that a project's images are built with: which driver builds what, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from controller.adapters.build.buildah import BuildahDriver
+from controller.adapters.build.buildkit import BuildKitDriver
+from controller.adapters.build.by_file import DockerfileBuilder
+from controller.adapters.build.driver import Driver
+from controller.adapters.build.enclosure import OTHER
+from controller.adapters.build.pins import Pins
+from controller.adapters.build.python import PythonBuilder
+from controller.adapters.build.s2i import ByFile, InstallScripts
+from controller.adapters.image_source import SourceReader
+from controller.adapters.oci.access import Access
+from controller.adapters.oci.bases import Bases
+from controller.adapters.oci.layout import Layout
+from policies.errors import RefusedError
+from policies.terms.build import BuildSecret
+from policies.terms.secret import Secret
+
+Secrets = Callable[[BuildSecret], Mapping[str, Secret]]
+"""The files of a secret that a build names."""
+LARGEST_SECRET_BYTES = 1 << 20
+
+
+def drivers(
+    reader: SourceReader,
+    layout: Layout,
+    folder: Path,
+    access_for: Callable[[str], Access],
+    secrets: Secrets,
+    *,
+    sigstore_root: str = "",
+) -> Mapping[str, Driver]:
+    """Ways to build, by what a manifest asks for.
+
+    Args:
+        reader: Reads source.
+        layout: Where images go.
+        folder: Wheels, memories and the storage of builds; may be deleted while nothing is built.
+        access_for: Repository `host[:port]/path` -> how to reach it, for base images.
+        secrets: Reads the secrets that builds name.
+        sigstore_root: Trusted root for base images that were signed by an identity.
+    """
+    bases = Bases(layout, folder / "bases", access_for, sigstore_root=sigstore_root)
+    pins = Pins(layout, access_for, bases.check_signed)
+
+    def one(address: str) -> ByFile:
+        return BuildKitDriver(folder / "by-file", pins, address) if address else BuildahDriver(folder / "by-file", pins)
+
+    def again(address: str) -> ByFile:
+        place = folder / "by-file-again"
+        return BuildKitDriver(place, pins, address) if address else BuildahDriver(place, pins, surroundings=OTHER)
+
+    def scripts(address: str) -> InstallScripts:
+        return InstallScripts(one(address), layout, folder / "installed")
+
+    return {
+        "python": PythonBuilder(reader, layout, folder, bases, scripts, secrets),
+        "dockerfile": DockerfileBuilder(reader, layout, one, again, reader.committed_at, secrets, folder),
+    }
+
+
+def secrets_in(folder: Path) -> Secrets:
+    """Secrets of a machine: each a folder of files that only their owner may read."""
+
+    def read(secret: BuildSecret) -> Mapping[str, Secret]:
+        place = folder / secret.name
+        try:
+            files = sorted(path for path in place.iterdir() if path.is_file())
+        except OSError as error:
+            text = f"secret {secret.name}: expected its files in {place}, got {error.strerror or error}; lay them there"
+            raise RefusedError(text, reason="SecretMissing") from error
+        return {path.name: _file(path) for path in files}
+
+    return read
+
+
+def no_secrets(secret: BuildSecret) -> Mapping[str, Secret]:
+    """For whoever builds without any."""
+    raise RefusedError(f"secret {secret.name}: expected none in a build here", reason="SecretMissing")
+
+
+def _file(path: Path) -> Secret:
+    if path.stat().st_mode & 0o077:
+        raise RefusedError(f"{path}: expected a secret that only its owner may read; run `chmod 600` on it", reason="OpenKey")
+    if path.stat().st_size > LARGEST_SECRET_BYTES:
+        raise RefusedError(f"{path}: expected at most {LARGEST_SECRET_BYTES} bytes of a secret", reason="SecretTooLarge")
+    try:
+        return Secret(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"{path}: expected a secret as text", reason="SecretMissing") from error
