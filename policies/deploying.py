@@ -15,6 +15,7 @@ from policies.errors import DesiredStateError
 from policies.identity import image_identity, version_id
 from policies.jobs import Surroundings, environment, image_spec
 from policies.proposals import DECLINED, NOTHING_TO_ROLL_BACK, asking, declined, evidence_of_version, promotion_mode, proposal_of
+from policies.reproducibility import check_promoted
 from policies.rollout import promote, roll_back, to_hundred
 from policies.selection import best_of
 from policies.serving import is_ready, model_servers, proxy_server
@@ -59,6 +60,7 @@ def deploy_steps(context: TaskContext) -> Iterator[AnyStep]:
             image = yield from image_steps(context, serving.name, serving.deploy)
             if image is None:
                 continue
+            check_promoted(context.desired.project.spec.builder.reproducibility, context.observed.images.values(), image)
             trained = _trained(context, backend)
             tasks += [trained] if trained else []
             env = environment(context.axon.document, (*serving.deploy.env, *context.entry.env), sensor=context.sensor)
@@ -342,13 +344,17 @@ def serving_steps(
         state = observed.servers.get(proxy.name)
         stale = state is None or state.phase != "ready" or state.labels.get("config") != proxy.labels["config"]
         # A proxy is not told of fewer versions while servers only restart: it finds out by itself and comes back.
-        if stale and (state is None or any(is_ready(version, observed.servers) for version in kept)):
+        # Nor of fewer where a record that has traffic cannot be read, or was changed: what serves goes on until that is mended.
+        named = {share.version for share in release.spec.traffic if share.share} | {release.spec.shadow}
+        is_held = state is not None and state.phase == "ready" and bool(named & desired.unread_versions(key[0]))
+        if stale and not is_held and (state is None or any(is_ready(version, observed.servers) for version in kept)):
             yield Serve(axon=key[0], task=key[1], reason="its routes follow the release", server=proxy)
     known = {axon for axon, _ in desired.releases} | set(desired.axons)
     for name in sorted(observed.servers):
         state = observed.servers[name]
-        # What serves goes on serving while nobody can tell what the release says.
-        is_unclear = desired.unread_release(state.labels.get("axon", "")) is not None
+        # What serves goes on serving while nobody can tell what the release or a record says.
+        axon = state.labels.get("axon", "")
+        is_unclear = desired.unread_release(axon) is not None or bool(desired.unread_versions(axon))
         if name not in needed and not is_unclear and (state.labels.get("axon") in known or desired.is_trusted):
             yield Retire(axon=state.labels.get("axon", ""), reason="nothing asks for it", server=name)
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from policies.errors import DesiredStateError
 from policies.terms.build import Reproducibility
 from policies.terms.digest import Digest
+from policies.terms.task import ImageState
 from policies.terms.verdict import Verdict
 
 Kind = Literal["pyc", "log", "cache", "time", "header", "content", "missing"]
@@ -93,6 +95,23 @@ def judge(policy: Reproducibility, reproducible: Any) -> Verdict:
     if not isinstance(reproducible, list):
         return Verdict(answer="deny", reasons=("reproducibility: expected an image that was built twice, got none of the kind",))
     return Verdict(answer="deny", reasons=(sentence(reproducible),))
+
+
+def check_promoted(policy: Reproducibility, states: Iterable[ImageState], image: Digest) -> None:
+    """See that a version with this image may be promoted.
+
+    Args:
+        policy: What the project says.
+        states: What is known of the images that were built.
+        image: The image.
+
+    Raises:
+        DesiredStateError: It may not.
+    """
+    told = next((state.materials.get("reproducible") for state in states if state.digest == image), None)
+    verdict = judge(policy, told)
+    if verdict.answer == "deny":
+        raise DesiredStateError("; ".join(verdict.reasons), reason="NotReproducible")
 
 
 def sentence(differences: Iterable[Mapping[str, Any]]) -> str:

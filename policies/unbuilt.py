@@ -200,12 +200,8 @@ def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]
     for name, given in (("repository", spec.repository), ("registry", spec.registry), ("keys", spec.keys)):
         if given is not None:
             yield CLUSTER_ONLY, f"spec.{name}"
-    for name in ("index", "allow_source_distributions"):
-        if getattr(spec.builder, name):
-            yield (
-                _missing("other sources of wheels"),
-                f"spec.builder.{'index' if name == 'index' else 'allowSourceDistributions'}",
-            )
+    if spec.builder.allow_source_distributions:
+        yield _missing("builds of source distributions"), "spec.builder.allowSourceDistributions"
     for name, value in spec.limits.model_dump(by_alias=True).items():
         if value is not None and name != "maxConcurrentJobs":
             yield _missing("limits by the day"), f"spec.limits.{name}"

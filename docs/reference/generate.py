@@ -83,8 +83,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   the commit and its time into the image | reproducibility = build again elsewhere and compare: never, now and then, or always,
   and then nothing that differs is promoted | buildkit = address of a BuildKit that builds Dockerfiles | limits = of one build
   by Dockerfile || ImageSigner: key = public key, PEM | identity = signer as the issuer knows them | issuer = who vouches ||
-  BuildLimits: memory = most of it | disk = most of it | time = longest || Limits: runs_per_day = most runs in a day | retrains_per_day = most trainings in a day |
-  accelerator_hours_per_day = most hours of accelerators in a day | max_concurrent_jobs = most jobs at a time || Policy: on =
+  BuildLimits: memory = most of it | disk = most of it | time = longest || Limits: runs_per_day = most runs in a day |
+  retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day | max_concurrent_jobs = most jobs at a time || Policy: on =
   what it judges; kubectl wants it quoted, `"on"` | require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for
   `{{workflow.parameters.NAME}}` | artifacts = source of images | volume_claim_template = claim of a shared volume | volume =

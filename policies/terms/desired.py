@@ -72,3 +72,8 @@ class DesiredState:
             if folder == "releases" and (len(rest) == 1 or rest[0] == axon):
                 return fault
         return None
+
+    def unread_versions(self, axon: str) -> frozenset[str]:
+        """Versions of an axon whose records are there and cannot be read, or are not as the controller signed them."""
+        parts = [fault.file.split("/") for fault in self.faults]
+        return frozenset(item[-1].rsplit(".", 1)[0] for item in parts if item[0] == "versions" and axon in item[1:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from policies.canonical import digest_value
 from policies.errors import TrustError
 from policies.identity import image_identity
+from policies.reproducibility import is_built_again
 from policies.terms.digest import Digest
 from policies.terms.task import ImageSpec, ImageState
 from tests.fakes.world import World
@@ -44,7 +45,8 @@ def finish_builds(world: World) -> bool:
             world.failed[identity] = ImageState(phase="failed", reason="BaseMissing", message=message)
             continue
         digest = digest_value({"source": spec.tree, "settings": settings.hex()})
-        world.outside.built[identity] = ImageState(phase="built", digest=digest, materials={"tree": spec.tree})
+        told = {"reproducible": world.differs or True} if is_built_again(spec.rules.reproducibility, identity) else {}
+        world.outside.built[identity] = ImageState(phase="built", digest=digest, materials={"tree": spec.tree, **told})
         if spec.folder in world.programs:
             world.programs[digest] = world.programs[spec.folder]
     moved = bool(world.building)

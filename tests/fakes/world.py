@@ -166,6 +166,8 @@ class World:
         """Builds that go on; they die with the controller."""
         self.failed: dict[str, ImageState] = {}
         """Builds that failed; the controller forgets them when it dies."""
+        self.differs: list[dict[str, Any]] = []
+        """What differs when an image is built again."""
         self.watched: tuple[Target, ...] = ()
         """Whose metrics are read; forgotten with the controller."""
         self.calls: list[str] = []

@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.engine_local.sealed import is_sealed, seal
 from controller.adapters.engine_local.unpack import unpack
 from controller.adapters.oci.assembly import BASE_NAME, PLATFORM
 from controller.adapters.oci.layout import Layout
@@ -42,6 +44,8 @@ OWN_FOLDERS = ("dev", "proc", "sys", "tmp")
 """Folders of an image's root that are the machine's own, whatever lies in them."""
 HOSTS_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _PLATFORM = dict(zip(("os", "architecture"), PLATFORM.split("/"), strict=True))
+SEALED_SECONDS = 0.5
+"""How long a look at an unpacked image counts: one pass may start hundreds of jobs from it."""
 PYTHONS = ("python", "python3", "/opt/venv/bin/python", "/opt/venv/bin/python3")
 
 
@@ -75,6 +79,7 @@ class Launcher:
 
     def __init__(self, layout: Layout, folder: Path, wrap: str) -> None:
         self._layout, self._folder, self._wrap = layout, folder, wrap
+        self._whole_at: dict[Path, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def program(
@@ -161,6 +166,22 @@ class Launcher:
         cage += ["--ro-bind-try", str(root / "opt"), "/opt", "--ro-bind-try", str(root / "app"), "/app", "--chdir", "/app"]
         return cage
 
+    def check(self, image: str) -> None:
+        """See that an image that was unpacked before is still as it was; one that was touched is unpacked again.
+
+        Raises:
+            TrustError: A layer is not what it should be.
+        """
+        self._unpacked(image)
+
+    def _is_whole(self, root: Path) -> bool:
+        if time.monotonic() - self._whole_at.get(root, -SEALED_SECONDS) < SEALED_SECONDS and root.exists():
+            return True
+        if not is_sealed(root):
+            return False
+        self._whole_at[root] = time.monotonic()
+        return True
+
     def _unpacked(self, image: str) -> tuple[Path, dict[str, Any], bool]:
         """Where an image lies, its config, and whether it has no system of its own."""
         manifest = self._layout.manifest(image)
@@ -173,7 +194,7 @@ class Launcher:
         root = self._folder / image.removeprefix("sha256:")[:32]
         with (self._folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not root.exists():
+            if not self._is_whole(root):
                 temporary = root.with_suffix(".new")
                 shutil.rmtree(temporary, ignore_errors=True)
                 (temporary / "app").mkdir(parents=True)
@@ -183,7 +204,13 @@ class Launcher:
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
+                if root.exists():
+                    # What runs from it goes on with the files that it has; nothing new starts from them.
+                    shutil.rmtree(root.with_suffix(".touched"), ignore_errors=True)
+                    os.rename(root, root.with_suffix(".touched"))
                 os.rename(temporary, root)
+                seal(root)
+                self._whole_at[root] = time.monotonic()
         name = (manifest.get("annotations") or {}).get(BASE_NAME)
         return root, config, name == "host" or (name is None and not (root / "usr").exists())
 
