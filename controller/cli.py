@@ -210,23 +210,19 @@ def why(
 
 @app.command()
 def verify(
-    subject: Annotated[str, typer.Argument(help="A version, image or model; everything when not given.")] = "",
+    subject: Annotated[
+        str, typer.Argument(help="A version, a model, or an image: digest, tag or host/path@sha256:…; everything when not given.")
+    ] = "",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build images again from their provenance, and compare.")] = False,
     repo: Repo = ".",
     state: State = "",
     trust: Trust = "",
     output: Form = Output.text,
 ) -> None:
     """Signatures, record chain and digests of everything."""
-    from controller import answers, project
+    from controller import cli_store, project
 
-    value = answers.verify(project.find(repo, state=state, trust=trust), subject)
-    words = {True: "ok", False: "WRONG", None: "?"}
-    lines = [f"{words[item['ok']]:<6} {item['kind']:<8} {item['subject']} {item['reason']}" for item in value["checked"]]
-    unknown = sum(item["ok"] is None for item in value["checked"])
-    end = "everything fits" if value["ok"] else "something does not fit"
-    end += f", as far as it could be checked here: {unknown} could not" if unknown else ""
-    show(value, output, "\n".join([*lines, end]))
-    raise typer.Exit(0 if value["ok"] else 1)
+    cli_store.verify(project.find(repo, state=state, trust=trust), subject, rebuild=rebuild, output=output)
 
 
 @app.command()
@@ -291,6 +287,20 @@ def fetch(
     from controller import cli_store, project
 
     cli_store.fetch(project.find(repo, state=state, trust=trust), subject, folder, output)
+
+
+@app.command()
+def lock(
+    repo: Repo = ".",
+    state: State = "",
+    trust: Trust = "",
+    into: Annotated[Path | None, typer.Option(help="A work tree to write them into.")] = None,
+    output: Form = Output.text,
+) -> None:
+    """Show what was installed where requirements are not locked, as the files that lock it."""
+    from controller import cli_store, project
+
+    cli_store.lock(project.find(repo, state=state, trust=trust), into, output)
 
 
 @app.command()
@@ -380,6 +390,9 @@ def operate() -> None:
 
 
 _ED25519 = "An Ed25519 image key in place of P-256; OpenSSF model-signing, and so our models, takes P-256 only."
+Owner = Annotated[
+    str, typer.Option("--project", help="NAMESPACE/NAME of the project in a cluster, which an embedded Sigstore names.")
+]
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of a project: the controller's own, and the one that signs images.")
 app.add_typer(keys_app, name="keys")
 
@@ -394,21 +407,48 @@ def keys_new(
         str, typer.Option("--user-id", help="Whom the OpenPGP key names, `Name <address>`.")
     ] = "Myelin <myelin@localhost>",
     ed25519: Annotated[bool, typer.Option("--ed25519", help=_ED25519)] = False,
+    sigstore: Annotated[
+        bool,
+        typer.Option(
+            "--sigstore", help="Also `sigstore.seed`: images are signed as an identity as well; beside keys that are there."
+        ),
+    ] = False,
+    owner: Owner = "",
     output: Form = Output.text,
 ) -> None:
     """Make `controller` and `image.pem` in a folder, for a Secret of the cluster."""
     from controller import keyring
+    from controller.adapters.clock import SystemClock
 
-    made = keyring.make(folder, openpgp=user_id if openpgp else "", kind="ed25519" if ed25519 else "p256")
+    made = keyring.make(
+        folder,
+        openpgp=user_id if openpgp else "",
+        kind="ed25519" if ed25519 else "p256",
+        seed_at=SystemClock().now() if sigstore else None,
+        owner=keyring.owner_of(owner),
+    )
     show_keys(made, output)
 
 
 @keys_app.command("show")
-def keys_show(folder: Path, output: Form = Output.text) -> None:
-    """The public keys of a folder: for `git log --show-signature`, for `cosign verify`, and for forges where there is OpenPGP."""
+def keys_show(
+    folder: Path,
+    trusted_root: Annotated[
+        Path | None, typer.Option("--trusted-root", help="Write the identity's trusted root there, for `cosign verify`.")
+    ] = None,
+    owner: Owner = "",
+    output: Form = Output.text,
+) -> None:
+    """The public keys of a folder: for `git log --show-signature`, for `cosign verify`, and for forges where there is OpenPGP.
+
+    Where images are signed as an identity, that and who vouches for it as well.
+    """
     from controller import keyring
 
-    show_keys(keyring.shown(folder), output)
+    value = keyring.shown(folder, keyring.owner_of(owner))
+    if trusted_root is not None:
+        keyring.write_root(value, trusted_root)
+    show_keys(value, output)
 
 
 @keys_app.command("rotate")

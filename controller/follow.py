@@ -78,6 +78,7 @@ def _passes(
     told = Told(tell)
     quiet = 0
     while not stopping:
+        wired.turn.work()
         report = run_pass(wired.following, wired.ports)
         count(report)
         told.tell(report.outcomes)

@@ -199,6 +199,7 @@ class Follower:
             return AWAY_SECONDS
         wired = opened.wired
         self._began_at = time.monotonic()
+        wired.turn.work()
         report = run_pass(wired.following, wired.ports)
         self.passes += 1
         count(report)

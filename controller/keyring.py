@@ -1,28 +1,35 @@
 """The controller's keys of one project: they lie in `keys/` of its state folder.
 
-Two are made when it first runs. One for OpenPGP is never made by itself: where it lies there, it signs the commits.
+Two are made when it first runs. One for OpenPGP and those of Sigstore are never made by themselves: where OpenPGP's lies there,
+it signs the commits, and what Sigstore's sign is decided in `adapters.sigstore.choosing`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from controller import image_keys
 from controller.adapters.keys import ImageKey, ImageKeyKind, ImageSigner, SshKey
 from controller.adapters.signatures.openpgp import OpenpgpKey
 from controller.adapters.signatures.sigstore_key import SigstoreKey
+from controller.adapters.sigstore.files import CONFIG, IDENTITY, SEED, TOKEN, TOKEN_VARIABLE
 from controller.trustfile import OwnIdentity
-from policies.errors import TrustError
+from policies.admin import ANY_PROJECT
+from policies.errors import DesiredStateError, RefusedError
+
+if TYPE_CHECKING:  # the authority's library takes its time, and few have one
+    from controller.adapters.attest.verifying import Identity
+    from controller.adapters.sigstore.choosing import Chosen
+    from reconcilers.ports import Clock
 
 OPENPGP = "controller.asc"
 """Name of the OpenPGP key's file, and of its key in a Secret."""
-SIGSTORE, IDENTITY = "sigstore.json", "sigstore.identity"
-"""Names of a Sigstore instance's client trust configuration, and of the line `<identity> <issuer>`, whom it calls us."""
-TOKEN = "identity.token"
-TOKEN_VARIABLE = "MYELIN_IDENTITY_TOKEN_FILE"
-"""Names a file with an identity token that somebody renews; else it is `keys/identity.token`."""
+LOCAL = ("default", ANY_PROJECT)
+"""Namespace and name of a project that is followed on one machine, as an embedded instance's certificates say it."""
 
 
 def controller_key(state: Path) -> SshKey:
@@ -56,17 +63,16 @@ def openpgp_key(state: Path) -> OpenpgpKey | None:
 
 
 def sigstore_key(state: Path, environ: Mapping[str, str]) -> SigstoreKey | None:
-    """The Sigstore identity that signs commits in place of the controller's own key; None where none was laid there.
+    """The Sigstore identity that signs commits in place of the controller's own key; None where none was named there.
 
     Raises:
         TrustError: The configuration or the identity cannot be read.
     """
     folder = state / "keys"
-    if not (folder / SIGSTORE).exists():
+    if not (folder / CONFIG).exists() or not (folder / IDENTITY).exists():
         return None
-    identity = (folder / IDENTITY).read_text() if (folder / IDENTITY).exists() else ""
     token = Path(environ.get(TOKEN_VARIABLE) or folder / TOKEN)
-    return identified((folder / SIGSTORE).read_text(), identity, token, where=str(folder))
+    return identified((folder / CONFIG).read_text().strip(), (folder / IDENTITY).read_text(), token, where=str(folder))
 
 
 def identified(config: str, identity: str, token: Path, *, where: str) -> SigstoreKey:
@@ -81,20 +87,54 @@ def identified(config: str, identity: str, token: Path, *, where: str) -> Sigsto
     Raises:
         TrustError: One of the two cannot be read.
     """
+    from controller.adapters.sigstore.choosing import named_in
     from controller.adapters.sigstore.keyless import Keyless, check_config, token_in, trusted_root_of
 
     check_config(config)
-    words = identity.split()
-    if len(words) != 2:
-        text = f"{where}: {IDENTITY}: expected one line `<identity> <issuer>`, which says whom certificates must name"
-        raise TrustError(f"{text}, got {len(words)} words", reason="NoIdentity")
-    return SigstoreKey(Keyless(config, token_in(token)), (words[0], words[1]), trusted_root_of(config))
+    return SigstoreKey(Keyless(config, token_in(token)), named_in(identity, where), trusted_root_of(config))
 
 
 def own_identity(state: Path) -> OwnIdentity | None:
     """The Sigstore identity that this state folder has, without asking anybody."""
     key = sigstore_key(state, {})
     return identity_of(key) if key is not None else None
+
+
+def keyless(state: Path, clock: Clock) -> Chosen | None:
+    """The identity that images and models are signed as besides the key; None where nothing of Sigstore lies there.
+
+    Raises:
+        RefusedError: Two instances lie there, a file cannot be read, or an instance that has to be asked says no.
+        TrustError: A file is none of its kind.
+        SilentError: An instance has to be asked and does not answer.
+    """
+    if not _has_identity(state / "keys"):
+        return None
+    from controller.adapters.sigstore.choosing import chosen_in
+
+    return chosen_in(state / "keys", clock, owner=LOCAL)
+
+
+def _has_identity(folder: Path) -> bool:
+    return (folder / SEED).exists() or (folder / CONFIG).exists()
+
+
+def image_identity(state: Path) -> Identity | None:
+    """The identity that images are signed as by this state folder, without asking anybody; None where none is named.
+
+    Raises:
+        RefusedError: A file cannot be read.
+        TrustError: A file is none of its kind.
+    """
+    return _named_in(state / "keys", LOCAL)
+
+
+def _named_in(folder: Path, owner: tuple[str, str]) -> Identity | None:
+    if not _has_identity(folder):
+        return None
+    from controller.adapters.sigstore.choosing import pinned_in
+
+    return pinned_in(folder, owner=owner)
 
 
 def identity_of(key: SigstoreKey) -> OwnIdentity:
@@ -130,7 +170,14 @@ def _folder(state: Path) -> Path:
     return folder
 
 
-def make(folder: Path, *, openpgp: str = "", kind: ImageKeyKind = "p256") -> dict[str, Any]:
+def make(
+    folder: Path,
+    *,
+    openpgp: str = "",
+    kind: ImageKeyKind = "p256",
+    seed_at: datetime | None = None,
+    owner: tuple[str, str] = LOCAL,
+) -> dict[str, Any]:
     """Make the keys in a folder and return the public ones.
 
     Args:
@@ -138,23 +185,64 @@ def make(folder: Path, *, openpgp: str = "", kind: ImageKeyKind = "p256") -> dic
         openpgp: `Name <address>` of an OpenPGP key for commits, which is laid beside the others if these are there
             already; empty for none.
         kind: Of the image key; model-signing takes P-256 only.
+        seed_at: Also the seed of an embedded Sigstore that begins then, beside the others as OpenPGP's; None: none.
+        owner: Namespace and name of the project, which that names in its certificates.
 
     Raises:
         RefusedError: One is there already, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not openpgp or not all((folder / name).exists() for name in ("controller", image_keys.KEY)):
+    if not (openpgp or seed_at) or not all((folder / name).exists() for name in ("controller", image_keys.KEY)):
         SshKey.generate(folder / "controller")
         ImageKey.generate(folder / image_keys.KEY, kind)
     if openpgp:
         OpenpgpKey.generate(folder / OPENPGP, openpgp)
-    return shown(folder)
+    if seed_at is not None:
+        from controller.adapters.sigstore.choosing import make_seed
+
+        make_seed(folder, seed_at)
+    return shown(folder, owner)
 
 
-def shown(folder: Path) -> dict[str, Any]:
-    """The public keys of a folder; the OpenPGP certificate and former image keys where there are some.
+def owner_of(project: str) -> tuple[str, str]:
+    """Namespace and name in `NAMESPACE/NAME`; those of one machine where it is empty.
 
     Raises:
+        DesiredStateError: It is something else.
+    """
+    if not project:
+        return LOCAL
+    namespace, _, name = project.partition("/")
+    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", part) for part in (namespace, name)):
+        raise DesiredStateError(f"--project {project[:100]}: expected NAMESPACE/NAME of a Project in a cluster")
+    return namespace, name
+
+
+def write_root(value: Mapping[str, Any], place: Path) -> None:
+    """Write the trusted root among what `shown` says to a file.
+
+    Raises:
+        DesiredStateError: There is none, or it is that of the public good instance, which every client knows.
+        RefusedError: It cannot be written.
+    """
+    if not value.get("trustedRoot"):
+        got = "the public good instance's, which clients bring along" if "identity" in value else "no identity there"
+        raise DesiredStateError(f"{place}: expected the trusted root of an instance, got {got}; see `myelin keys new --sigstore`")
+    try:
+        place.write_text(f"{value['trustedRoot']}\n")
+    except OSError as error:
+        raise RefusedError(f"{place}: expected a place to write to, got {error.strerror}", reason="NoPlace") from error
+
+
+def shown(folder: Path, owner: tuple[str, str] = LOCAL) -> dict[str, Any]:
+    """The public keys of a folder; the OpenPGP certificate, former image keys and the identity where there are some.
+
+    Args:
+        folder: Where.
+        owner: Namespace and name of the project, for what an embedded Sigstore calls it.
+
+    Raises:
+        TrustError: What names an identity cannot be read.
         RefusedError: One is not there, or others may read it.
     """
     signer = image_keys.signer_in(folder) or ImageKey.load(folder / image_keys.KEY)
@@ -163,6 +251,7 @@ def shown(folder: Path) -> dict[str, Any]:
         found["formerImages"] = list(former.values())
     if (folder / OPENPGP).exists():
         found["openpgp"] = OpenpgpKey.load(folder / OPENPGP).certificate
-    if (folder / SIGSTORE).exists():
-        found["sigstore"] = (folder / IDENTITY).read_text().strip() if (folder / IDENTITY).exists() else ""
+    if (identity := _named_in(folder, owner)) is not None:
+        found["sigstore"] = f"{identity.identity} {identity.issuer}"
+        found |= {"identity": identity.identity, "issuer": identity.issuer, "trustedRoot": identity.root}
     return found

@@ -29,6 +29,7 @@ from policies.terms.plan import (
     FreeJobs,
     Plan,
     RecordEvent,
+    RecordImage,
     ResolveAlert,
     ResolveSource,
     Retire,
@@ -152,6 +153,8 @@ def _act(step: AnyStep, desired: DesiredState, observed: Observed, ports: Ports,
             return record.task(step, ports)
         case ResolveSource():
             return resolve.resolve(step, ports)
+        case RecordImage():
+            return image.recorded(step, ports)
         case BuildImage():
             return image.build(step, ports)
         case RunJob():

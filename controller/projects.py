@@ -8,25 +8,30 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from controller import image_keys
+from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import SECRET, Cluster
 from controller.adapters.git.access import KEYS, SSH_AUTH, GitAccess, access_from
 from controller.adapters.keys import ImageSigner, SshKey, image_public
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.signatures.openpgp import OpenpgpKey
 from controller.adapters.signatures.sigstore_key import SigstoreKey
-from controller.keyring import IDENTITY, OPENPGP, SIGSTORE, TOKEN_VARIABLE, identified, identity_of
-from controller.trustfile import TrustFile
+from controller.adapters.sigstore.files import CONFIG, IDENTITY, SEED, TOKEN_VARIABLE
+from controller.keyring import OPENPGP, identified, identity_of
+from controller.trustfile import OwnIdentity, TrustFile
 from policies.errors import DesiredStateError, RefusedError, TrustError
 from policies.terms.build import BuildSecret
 from policies.terms.project import Project
 from policies.terms.secret import Secret
 from policies.terms.source import Elsewhere
 from reconcilers.manifests.names import LONGEST
+
+if TYPE_CHECKING:  # the authority's library takes its time, and few have one
+    from controller.adapters.sigstore.choosing import Chosen
 
 GIT_KEYS = (*KEYS, SSH_AUTH)
 DOCKER_CONFIG = ".dockerconfigjson"
@@ -62,6 +67,8 @@ class ProjectObject:
     """Signs commits in place of `key`, where the Secret has one."""
     sigstore: SigstoreKey | None = None
     """The same as a Sigstore identity, which goes before both."""
+    keyless: Chosen | None = None
+    """The identity that images and models are signed as, besides `image_key`."""
     forge_token: Secret | None = None
     """What the forge that the object names is asked with; never shown."""
 
@@ -101,11 +108,19 @@ class ProjectObject:
             controller_openpgp=self.openpgp.certificate if self.openpgp is not None else "",
             controller_sigstore=identity_of(self.sigstore) if self.sigstore is not None else None,
             images=(self.image_key.public_pem, *self.former_image_keys.values()),
+            image_identities=self._image_identities,
             since=trust.since,
             ancestors=trust.ancestors,
             sigstore_root=trust.sigstore_root,
             unsafe_unsigned_commits=trust.unsafe_unsigned_commits,
         )
+
+    @property
+    def _image_identities(self) -> tuple[OwnIdentity, ...]:
+        if self.keyless is None:
+            return ()
+        known = self.keyless.identity
+        return (OwnIdentity(identity=known.identity, issuer=known.issuer, root=known.root),)
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -144,7 +159,7 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         DesiredStateError: It does not say enough, or a Secret lacks a key.
         RefusedError: A Secret is not there, or may not be read.
         TrustError: A key cannot be used.
-        SilentError: The cluster does not answer.
+        SilentError: The cluster does not answer, or a Sigstore instance that has to be asked whom it calls us.
     """
     meta, document = body["metadata"], read_project(body)
     spec, namespace = document.spec, str(meta["namespace"])
@@ -193,6 +208,7 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         former_image_keys=_former_image_keys(keys),
         openpgp=_openpgp_key(keys),
         sigstore=_sigstore_key(keys),
+        keyless=_keyless(keys, (namespace, str(meta["name"]))),
         forge_token=_forge_token(cluster, namespace, document),
     )
 
@@ -220,14 +236,31 @@ def _openpgp_key(keys: _Secrets) -> OpenpgpKey | None:
 
 def _sigstore_key(keys: _Secrets) -> SigstoreKey | None:
     """The Sigstore identity for commits; None where the Secret names none. Its token is the controller's own."""
-    texts = keys.texts([SIGSTORE, IDENTITY])
-    if SIGSTORE not in texts:
+    texts = keys.texts([CONFIG, IDENTITY])
+    if CONFIG not in texts or IDENTITY not in texts:
         return None
+    return identified(texts[CONFIG].strip(), texts[IDENTITY], _token(keys), where=keys.origin)
+
+
+def _keyless(keys: _Secrets, owner: tuple[str, str]) -> Chosen | None:
+    """The identity for images and models; None where the Secret has none."""
+    wanted = (CONFIG, IDENTITY, SEED)
+    texts = {name: text for name, text in keys.texts(wanted).items() if name in wanted}
+    if CONFIG not in texts and SEED not in texts:
+        return None
+    from controller.adapters.sigstore.choosing import chosen_of
+
+    token = _token(keys) if CONFIG in texts else Path()
+    return chosen_of(texts, SystemClock(), where=keys.origin, token=token, owner=owner)
+
+
+def _token(keys: _Secrets) -> Path:
+    """Where the controller's identity token lies: a project has none of its own."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
-        text = f"{keys.origin}: {SIGSTORE}: expected {TOKEN_VARIABLE} to name the controller's identity token, it is not set"
+        text = f"{keys.origin}: {CONFIG}: expected {TOKEN_VARIABLE} to name the controller's identity token, it is not set"
         raise TrustError(f"{text}; `extraEnv` and `extraVolumes` of the chart do", reason="NoToken")
-    return identified(texts[SIGSTORE], texts.get(IDENTITY, ""), Path(token), where=keys.origin)
+    return Path(token)
 
 
 def _forge_token(cluster: Cluster, namespace: str, document: Project) -> Secret | None:

@@ -108,12 +108,13 @@ def with_identity(trust: TrustFile, own: OwnIdentity | None) -> TrustFile:
     return trust.model_copy(update={"controller_sigstore": own})
 
 
-def image_trust(trust: TrustFile, own: Iterable[str]) -> ImageTrust:
+def image_trust(trust: TrustFile, own: Iterable[str], identity: Identity | None = None) -> ImageTrust:
     """Whose images may be loaded.
 
     Args:
         trust: The file.
         own: Public keys that this machine has, PEM.
+        identity: The identity that this machine signs as, with its root; None: none.
 
     Raises:
         TrustError: The file names a key that is none.
@@ -123,7 +124,8 @@ def image_trust(trust: TrustFile, own: Iterable[str]) -> ImageTrust:
         Identity(identity=item.identity, issuer=item.issuer, root=item.root or trust.sigstore_root)
         for item in trust.image_identities
     )
-    return ImageTrust(keys=tuple(dict.fromkeys((*own, *listed))), identities=identities)
+    signing = (identity,) if identity is not None else ()
+    return ImageTrust(keys=tuple(dict.fromkeys((*own, *listed))), identities=tuple(dict.fromkeys((*signing, *identities))))
 
 
 def pin_of(trust: TrustFile, own: str) -> Pin:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from controller import inbox
 from controller.adapters.build.workshop import secrets_in
@@ -33,11 +33,22 @@ from controller.adapters.oci.seen import Seen
 from controller.adapters.results import programs_path
 from controller.adapters.sampler import BohbSampler
 from controller.adapters.sampler_apart import SamplerApart
+from controller.adapters.sigstore.turn import Turn
 from controller.adapters.spool import Spool
 from controller.caretaking import Caretaker, Store
 from controller.forges import ProjectForges
 from controller.inbox import Desk
-from controller.keyring import controller_key, identity_of, image_key, keep_public, openpgp_key, public_keys, sigstore_key
+from controller.inbox.sigstores import TOP, Sigstore
+from controller.keyring import (
+    controller_key,
+    identity_of,
+    image_key,
+    keep_public,
+    keyless,
+    openpgp_key,
+    public_keys,
+    sigstore_key,
+)
 from controller.loop import Following
 from controller.projects import ProjectObject, build_secret, source_access
 from controller.settings import JITTER, Settings
@@ -49,6 +60,9 @@ from policies.terms.observed import Observed
 from policies.terms.secret import Secret
 from reconcilers.manifests.names import Placement
 from reconcilers.ports import Ports, Sampler
+
+if TYPE_CHECKING:
+    from controller.adapters.sigstore.embedded import Embedded
 
 CLUSTER_POLL_SECONDS = 5.0
 CLUSTER_PATIENCE_SECONDS = 600.0
@@ -68,6 +82,8 @@ class Wired:
     isolation: str
     caretaker: Caretaker
     """Cleans the store, when it is told to look."""
+    turn: Turn
+    """What others wait for who need the ledger: whoever runs the passes works it off before each."""
 
 
 @contextmanager
@@ -81,10 +97,11 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
     """
     state, clock, trust = settings.state, SystemClock(), read_trust(settings.trust)
     key, signer, openpgp = controller_key(state), image_key(state), openpgp_key(state)
-    sigstore = sigstore_key(state, os.environ)
+    sigstore, chosen = sigstore_key(state, os.environ), keyless(state, clock)
     trust = with_certificate(trust, openpgp.certificate if openpgp is not None else "")
     trust = with_identity(trust, identity_of(sigstore) if sigstore is not None else None)
-    pin, images_of = pin_of(trust, key.public()), image_trust(trust, (signer.public_pem, *public_keys(state)[1]))
+    pin = pin_of(trust, key.public())
+    images_of = image_trust(trust, (signer.public_pem, *public_keys(state)[1]), chosen.identity if chosen else None)
     signatures = signature_reader(trust)
     access = access_from_folder(settings.git_access, settings.repository) if settings.git_access else None
     with ExitStack() as closing:
@@ -104,8 +121,11 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         closing.callback(forges.close)
         ledger = GitLedger(repository, state / "ledger", key, clock)
         closing.callback(ledger.close)
+        turn = Turn(wake)
+        embedded = chosen.embedded(ledger, clock) if chosen else None
+        identity = chosen.signer(embedded, turn) if chosen else None
         layout = Layout(state / "store")
-        artifacts = ArtifactStore(layout, Models(layout, signer, images_of))
+        artifacts = ArtifactStore(layout, Models(layout, signer, images_of, identity=identity))
         engine = LocalEngine(state / "engine", layout, artifacts, clock, isolation=settings.isolation)
         metrics = SampledMetrics(state / "samples", clock, interval_seconds=settings.scrape_seconds, wake=wake)
         closing.callback(metrics.close)
@@ -127,6 +147,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
             namespace=settings.namespace,
             branch=settings.branch,
             stirred=_stirring(repository, forges, settings.branch),
+            sigstore=lambda url: _served(embedded, turn, url) if embedded else None,
         )
         server, address = inbox.serve(state / "inbox", receivers, port=settings.inbox_port)
         closing.callback(server.server_close)
@@ -147,6 +168,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
                 secrets=secrets_in(state / "secrets"),
                 sigstore_root=trust.sigstore_root,
                 sources=sources,
+                identity=identity,
             ),
             sampler=BohbSampler(),
             metrics=metrics,
@@ -167,7 +189,15 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         following = Following(branch=settings.branch, pin=pin, around=around)
         public = address.split("/programs/")[0]
         caretaker = Caretaker(Store(layout=layout, trust=images_of, state=state))
-        yield Wired(following=following, ports=ports, inbox_address=public, isolation=engine.isolation, caretaker=caretaker)
+        turn.work()
+        yield Wired(
+            following=following,
+            ports=ports,
+            inbox_address=public,
+            isolation=engine.isolation,
+            caretaker=caretaker,
+            turn=turn,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +256,7 @@ def wire_in_cluster(
         OutsideError: The repository was never read and does not answer.
     """
     state, clock, spec = shared.state_of(project), SystemClock(), project.document.spec
-    key, signer = project.key, project.image_key
+    key, signer, chosen = project.key, project.image_key, project.keyless
     keep_public(state, key, signer, project.former_image_keys)
     # Secrets of the inbox follow from the key, so jobs that run find it again after the controller lost its disk.
     programs = hashlib.sha256(key.sign(f"inbox programs of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[
@@ -272,8 +302,11 @@ def wire_in_cluster(
             inbox=shared.inbox,
         )
         images_of = image_trust(project.trust, ())
-        composer = Composer(layout, state / "composed", signer, images_of, clock)
-        jobs = KeptJobs(state / "engine" / "jobs", layout, key, Models(layout, signer, images_of))
+        turn = Turn(wake)
+        embedded = chosen.embedded(ledger, clock) if chosen else None
+        identity = chosen.signer(embedded, turn) if chosen else None
+        composer = Composer(layout, state / "composed", signer, images_of, clock, identity=identity)
+        jobs = KeptJobs(state / "engine" / "jobs", layout, key, Models(layout, signer, images_of, identity=identity))
         engine = ClusterEngine(
             shared.cluster,
             placement,
@@ -290,6 +323,7 @@ def wire_in_cluster(
         closing.callback(metrics.close)
         spool = Spool(state / "inbox")
         following: Following | None = None
+        admitted = f"{project.namespace}.{project.name}"
 
         receivers = inbox.Receivers(
             spool=spool,
@@ -304,8 +338,8 @@ def wire_in_cluster(
             stirred=_stirring(repository, forges, spec.branch),
             result=engine.take_result,
             results=state / "incoming",
+            sigstore=lambda url: _served_in_cluster(embedded, turn, shared, admitted) if embedded else None,
         )
-        admitted = f"{project.namespace}.{project.name}"
         shared.desk.admit(admitted, receivers, token=token, programs=programs, hook=Secret(hook))
         closing.callback(shared.desk.dismiss, admitted)
         known = {"token": token, "hook": hook, "project": admitted, "public": shared.inbox}
@@ -322,6 +356,7 @@ def wire_in_cluster(
             secrets=lambda secret: build_secret(shared.cluster, project, secret),
             sigstore_root=spec.trust.sigstore_root,
             sources=sources,
+            identity=identity,
         )
         ports = Ports(
             repository=repository,
@@ -354,7 +389,26 @@ def wire_in_cluster(
             inbox_address=shared.inbox,
             isolation=f"Kubernetes in namespace {project.namespace}",
             caretaker=Caretaker(Store(layout=layout, trust=images_of, state=state, is_job=jobs.is_ours)),
+            turn=turn,
         )
+
+
+def _served(embedded: Embedded, turn: Turn, url: str) -> Sigstore:
+    """The embedded Sigstore of a project on one machine: to be read."""
+    # Heavy, and only for those who have one.
+    from controller.adapters.sigstore.served import Served
+    from controller.issuers import nobody
+
+    return Served(embedded, nobody, url=url, in_turn=turn).handle
+
+
+def _served_in_cluster(embedded: Embedded, turn: Turn, shared: ClusterSurroundings, project: str) -> Sigstore:
+    """The embedded Sigstore of a project in a cluster, for the service accounts of its namespace."""
+    from controller.adapters.sigstore.served import Served
+    from controller.issuers import ClusterTokens
+
+    tokens = ClusterTokens(shared.cluster.read, namespace=project.partition(".")[0])
+    return Served(embedded, tokens, url=shared.inbox, log_url=f"{shared.inbox}/{TOP}/{project}", in_turn=turn).handle
 
 
 def _newest(following: Following | None) -> tuple[DesiredState, Observed] | None:

@@ -23,6 +23,7 @@ from policies.terms.plan import (
     FinishTask,
     FreeJobs,
     RecordEvent,
+    RecordImage,
     ResolveAlert,
     ResolveSource,
     Retire,
@@ -82,6 +83,8 @@ def _name(step: AnyStep) -> str:
             rest = step.run.id
         case ResolveSource():
             rest = f"{step.run} {step.source}"
+        case RecordImage():
+            rest = step.image
         case BuildImage():
             rest = step.identity
         case RunJob() | Tune() | FinishTask() | Deploy() | RollBack():
@@ -110,6 +113,8 @@ def _done(step: AnyStep, desired: DesiredState, observed: Observed, stand_ins: d
         case ResolveSource():
             found = _resolved(step, stand_ins)
             recorded = replace(recorded, sources={**recorded.sources, step.run: (*recorded.sources.get(step.run, ()), found)})
+        case RecordImage():
+            recorded = replace(recorded, images=recorded.images | {step.image})
         case BuildImage():
             digest = _stand_in(stand_ins, f"image {step.image.repository}, not built yet", step.identity)
             images = {**observed.images, step.identity: ImageState(phase="built", digest=digest)}

@@ -79,7 +79,7 @@ class _Building:
         self.asks, self.tells = dict(before.asks), dict(before.tells)
         self.inputs, self.deploying, self.resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
         self.proposals, self.statuses = dict(before.proposals), dict(before.statuses)
-        self.sources, self.swept = dict(before.sources), set(before.swept)
+        self.sources, self.swept, self.images = dict(before.sources), set(before.swept), set(before.images)
 
     def take(self, entry: Entry) -> None:
         body, axon = entry.statement.body, entry.statement.axon
@@ -107,6 +107,8 @@ class _Building:
                 self.asks[body["taskRun"]] = (*self.asks.get(body["taskRun"], ()), _ask(body))
             case "tell":
                 self.tells[body["taskRun"]] = (*self.tells.get(body["taskRun"], ()), _tell(body))
+            case "image":
+                self.images.add(body["digest"])
             case "swept":
                 self.swept |= set(body["digests"])
                 gone = [key for key, task in self.inputs.items() if not self.swept.isdisjoint((task.model, *task.data))]
@@ -146,6 +148,7 @@ class _Building:
             sources=self.sources,
             proposals=self.proposals,
             statuses=self.statuses,
+            images=frozenset(self.images),
             swept=frozenset(self.swept),
         )
 
@@ -283,7 +286,7 @@ def status_statement(axon: str, *, commit: str, context: str, state: str) -> Sta
 
 def image_statement(axon: str, digest: str, materials: Mapping[str, Any]) -> Statement:
     """That an image was built, and from what."""
-    return Statement(kind="image", key=f"image/{digest}", axon=axon, body={"digest": digest, "materials": dict(materials)})
+    return Statement(kind="image", key=f"image/{axon}/{digest}", axon=axon, body={"digest": digest, "materials": dict(materials)})
 
 
 def swept_statement(axon: str, digests: Sequence[str], *, after: str) -> Statement:

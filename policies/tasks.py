@@ -25,7 +25,7 @@ from policies.terms.axon import ContainerTask, DeployTask, Sensor, SensorTask, T
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest
 from policies.terms.observed import Observed
-from policies.terms.plan import AnyStep, BuildImage, FinishTask, ResolveSource, RunJob, Tune
+from policies.terms.plan import AnyStep, BuildImage, FinishTask, RecordImage, ResolveSource, RunJob, Tune
 from policies.terms.run import Run, TaskRun
 from policies.terms.task import ImageSpec
 from policies.unbuilt import check_base, check_build, check_gate, check_task, refuse
@@ -118,6 +118,9 @@ def image_steps(
     identity = image_identity(spec)
     state = context.observed.images.get(identity)
     if state is not None and state.phase == "built" and state.digest is not None:
+        if state.digest not in recorded.images:
+            reason = f"{name} uses image {state.digest[7:19]}"
+            yield RecordImage(axon=context.axon.name, task=name, reason=reason, image=state.digest, materials=state.materials)
         return state.digest
     phase = state.phase if state else "absent"
     message = state.message if state else ""

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from policies.records import image_statement
 from policies.terms.outcome import Outcome, Result
-from policies.terms.plan import BuildImage
+from policies.terms.plan import BuildImage, RecordImage
 from reconcilers.ports import Ports
+
+
+def recorded(step: RecordImage, ports: Ports) -> Result:
+    """Write down what went into an image."""
+    ports.ledger.record([image_statement(step.axon, step.image, step.materials)])
+    outcome = Outcome(
+        state="done", subject=f"{step.axon}/{step.task}", reason="ImageRecorded", message=step.reason, look_again=True
+    )
+    return Result(outcome=outcome)
 
 
 def build(step: BuildImage, ports: Ports) -> Result:

@@ -27,6 +27,7 @@ from policies.terms.revision import Pin, Revision
 from policies.terms.source import Submodule
 from policies.terms.version import Version
 from policies.trust import TrustState, judge
+from reconcilers.deploy import record_bytes
 from reconcilers.ports import Documents, Ports, Repository, TreeFile
 
 PROJECT_FILE = "myelin.yaml"
@@ -49,6 +50,8 @@ class Memory:
     """Path -> the axon last read there, and its warnings."""
     rules: Source = field(default_factory=Source)
     """What of the repository was read, when those axons were."""
+    vouched: Mapping[str, Version] = field(default_factory=dict)
+    """Records whose signature was found to fit."""
     modules: str = ""
     """The file that told where submodules come from, by its object id, when those axons were read."""
 
@@ -78,9 +81,34 @@ def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredStat
     desired = read(
         ports.repository, ports.documents, revision, memory=memory, tip=tip, trust_fault=trust.fault, unsigned=trust.unsigned
     )
-    desired = replace(desired, committed=memory.committed, signers=trust.signers)
+    desired = _vouched(replace(desired, committed=memory.committed, signers=trust.signers), ports, pin, memory)
     memory.tip, memory.desired = tip, desired
     return desired
+
+
+def _vouched(desired: DesiredState, ports: Ports, pin: Pin, memory: Memory) -> DesiredState:
+    """Without the records that the controller did not sign as they are: nothing is loaded by them, and it is said why.
+
+    One that lay in the commit that the pin trusts just so is taken as it is: a controller's former key may have signed it.
+    """
+    own = pin.controller.key if pin.controller is not None else ports.keys.public()
+    unsigned = [
+        name
+        for name, version in desired.versions.items()
+        if memory.vouched.get(name) is not version and not ports.keys.is_signed(record_bytes(version), version.signature, own)
+    ]
+    paths = {name: f"versions/{desired.versions[name].metadata.axon}/{name}.yaml" for name in unsigned}
+    if paths and pin.since:
+        before = ports.repository.read_many(pin.since, list(paths.values()))
+        now = ports.repository.read_many(desired.revision.commit, list(before))
+        unsigned = [name for name in unsigned if paths[name] not in now or before.get(paths[name]) != now[paths[name]]]
+    versions = {name: version for name, version in desired.versions.items() if name not in unsigned}
+    memory.vouched = versions
+    if not unsigned:
+        return desired
+    message = "expected the record as the controller signed it, got another; a record never changes: put it back, or delete it"
+    faults = [Fault(file=paths[name], line=1, path="signature", reason="RecordNotSigned", message=message) for name in unsigned]
+    return replace(desired, versions=versions, faults=tuple(sorted((*desired.faults, *faults))))
 
 
 def read(

@@ -145,6 +145,10 @@ class Cluster:
             options["gracePeriodSeconds"] = grace_seconds
         self._ask("DELETE", _path(kind, namespace, name), body=options, may_miss=True)
 
+    def read(self, path: str) -> str:
+        """What the server says at a path, `openid/v1/jwks`."""
+        return self._send("GET", path).decode(errors="replace")
+
     def logs(self, namespace: str, pod: str, *, last_lines: int, previous: bool = False) -> str:
         """The last lines that a pod's program printed; empty when there are none (any more)."""
         query = {"tailLines": str(last_lines)} | ({"previous": "true"} if previous else {})

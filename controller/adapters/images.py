@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.attest.provenance import materials_of
 from controller.adapters.attest.sbom import sbom_of
-from controller.adapters.attest.signing import name_of, sign_image, verify_and_renew
+from controller.adapters.attest.signing import StatementSigner, name_of, say_again, sign_image, verify_and_renew
 from controller.adapters.attest.statements import PROVENANCE
 from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.build.driver import Built, Driver
@@ -50,6 +51,7 @@ class SignedImages:
         secrets: Reads the secrets that builds name.
         sigstore_root: Trusted root for base images that were signed by an identity.
         sources: Opens other repositories; None: only the watched one is built from.
+        identity: Signs images as well, as an identity; None: the key alone does.
     """
 
     def __init__(
@@ -65,14 +67,20 @@ class SignedImages:
         secrets: Secrets = no_secrets,
         sigstore_root: str = "",
         sources: OtherRepositories | None = None,
+        identity: StatementSigner | None = None,
     ) -> None:
         self._layout, self._folder = layout, folder
         self._key, self._trust, self._clock, self._wake = key, trust, clock, wake
+        self._as_well = identity
         reader = SourceReader(repository, sources, folder / "lfs")
         self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root)
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, tuple[object, ...]] = {}
+        self._renewals: dict[str, tuple[int, float]] = {}
+        """Digest -> how often somebody who signs could not yet, and when it is tried again."""
+        self._unsigned: dict[str, tuple[Built, dict[str, Any]]] = {}
+        """What was built and could not be signed or pushed yet, with its provenance: who signs it again says the same again."""
         self._looked_at: dict[str, float] = {}
         self._guard = threading.Lock()
         self._building = threading.Lock()
@@ -120,11 +128,16 @@ class SignedImages:
         # A registry's clean-up may have taken what is deployed already.
         self._layout.mend(digest)
         seen = self._layout.stamp(digest)
-        if self._verified.get(digest) == seen:
+        tries, again_at = self._renewals.get(digest, (0, 0.0))
+        if self._verified.get(digest) == seen and not (tries and now >= again_at):
             self._looked_at[digest] = now
             return
-        verify_and_renew(self._layout, digest, self._key, self._trust)
+        postponed: list[OutsideError] = []
+        verify_and_renew(self._layout, digest, self._key, self._trust, also=self._as_well, postponed=postponed.append)
         self._verified[digest] = seen
+        self._renewals.pop(digest, None)
+        if postponed:
+            self._renewals[digest] = (tries + 1, now + pause_seconds(tries + 1))
 
     def _work(self, identity: str, spec: ImageSpec) -> None:
         with self._building:
@@ -150,30 +163,51 @@ class SignedImages:
             self._tell(identity, ImageState(phase="built", digest=digest, materials=materials))
 
     def _found(self, spec: ImageSpec, identity: str) -> tuple[Digest, Mapping[str, Any]] | None:
-        """An image that a controller with our keys built from the same and pushed; None: nobody did."""
-        digest = self._layout.resolve(_tags(spec, identity)[0])
-        if digest is None:
-            return None
-        try:
-            found = verify_and_renew(self._layout, digest, self._key, self._trust)
-            materials = self._driver(spec).materials(found[PROVENANCE], spec)
-        except (TrustError, KeyError, TypeError, AttributeError, ValueError):
-            # Whoever may write to the registry may move a tag, which then says nothing. It is built again.
-            return None
-        return None if materials is None else (digest, materials)
+        """An image that a controller with our keys built from the same and pushed; None: nobody did.
+
+        Where the manifest says that an image that exists is taken as it is, it may have been made by another runtime or tool.
+        """
+        ours, for_people = _tags(spec, identity)
+        for tag in (ours, for_people) if spec.checks_exists else (ours,):
+            digest = self._layout.resolve(tag)
+            if digest is None:
+                continue
+            try:
+                found = verify_and_renew(self._layout, digest, self._key, self._trust, also=self._as_well)
+                if tag == ours:
+                    materials = self._driver(spec).materials(found[PROVENANCE], spec)
+                else:
+                    told = materials_of(found[PROVENANCE])
+                    materials = told if told.get("tree") == spec.tree else None
+            except (TrustError, KeyError, TypeError, AttributeError, ValueError):
+                # Whoever may write to the registry may move a tag, which then says nothing. It is built again.
+                continue
+            if materials is not None:
+                return digest, materials
+        return None
 
     def _build(self, spec: ImageSpec, identity: str) -> tuple[Digest, Mapping[str, Any]]:
         def progress(text: str) -> None:
             self._tell(identity, ImageState(phase="building", message=f"{spec.repository}: {text}"))
 
-        built = self._driver(spec).build(spec, progress)
+        kept = self._unsigned.pop(identity, None)
+        built, provenance = kept if kept is not None else self._made(spec, progress)
         progress("signing and pushing")
-        provenance = self._finished(built)
-        sbom = sbom_of(built.digest, spec.repository, provenance)
-        sign_image(self._layout, built.digest, self._key, provenance, sbom)
-        self._layout.tag(f"{spec.repository}:{_label(spec)}", built.digest)
-        self._layout.push(built.digest, tags=_tags(spec, identity))
+        try:
+            sbom = sbom_of(built.digest, spec.repository, provenance)
+            sign_image(self._layout, built.digest, self._key, provenance, sbom)
+            if self._as_well is not None:
+                say_again(self._layout, built.digest, self._as_well, self._key)
+            self._layout.tag(f"{spec.repository}:{_label(spec)}", built.digest)
+            self._layout.push(built.digest, tags=_tags(spec, identity))
+        except OutsideError:
+            self._unsigned[identity] = (built, provenance)
+            raise
         return built.digest, built.materials
+
+    def _made(self, spec: ImageSpec, progress: Callable[[str], None]) -> tuple[Built, dict[str, Any]]:
+        built = self._driver(spec).build(spec, progress)
+        return built, self._finished(built)
 
     def _finished(self, built: Built) -> dict[str, Any]:
         details = built.provenance["runDetails"]

@@ -39,14 +39,24 @@ class Models:
         layout: Where they are.
         signer: A P-256 key, wherever it lies, or an identity.
         trust: Whose models may be loaded: as of images.
+        identity: Signs them as well, as an identity; None: nobody does.
     """
 
-    def __init__(self, layout: Layout, signer: ImageSigner | StatementSigner, trust: ImageTrust) -> None:
-        self._layout, self._signer, self._trust = layout, signer, trust
+    def __init__(
+        self,
+        layout: Layout,
+        signer: ImageSigner | StatementSigner,
+        trust: ImageTrust,
+        *,
+        identity: StatementSigner | None = None,
+    ) -> None:
+        self._layout, self._signer, self._trust, self._as_well = layout, signer, trust, identity
 
     def sign(self, digest: Digest) -> None:
         """Sign a model that a job of ours left; again is as good as once."""
-        sign_model(self._layout, digest, self._signer)
+        for signer in (self._signer, self._as_well):
+            if signer is not None:
+                sign_model(self._layout, digest, signer)
 
     def verify(self, digest: str) -> None:
         """Let a model be loaded.

@@ -17,7 +17,7 @@ from controller.adapters.ledger import BRANCH, lines_of
 from controller.adapters.oci.layout import Layout
 from controller.answers import in_cluster, proof
 from controller.answers.signed import PROJECT_FILE, Judged, judge_each, name_among
-from controller.keyring import own_identity, public_certificate, public_keys
+from controller.keyring import image_identity, own_identity, public_certificate, public_keys
 from controller.project import Place
 from controller.trustfile import image_trust, pin_of, read_trust, signature_reader, signers_of, with_certificate, with_identity
 from policies.errors import DesiredStateError, OutsideError
@@ -158,7 +158,7 @@ def opened(place: Place) -> Iterator[Opened]:
                 place=place,
                 repository=repository,
                 pin=pin,
-                images=image_trust(trust, images),
+                images=image_trust(trust, images, image_identity(place.state)),
                 tip=tip,
                 away=away,
             )

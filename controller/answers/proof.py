@@ -131,6 +131,12 @@ def find(repository: GitRepository, head: str, folder: Path, keys: Collection[st
     return [decode(line.raw, where=line.where) for line in found if line.key in keys]
 
 
+def of_kind(repository: GitRepository, head: str, kind: str) -> Iterator[Entry]:
+    """The entries of one kind, in order, as the branch has them."""
+    found = _sifted(repository, head, [b'"kind":' + canonical(kind)]) if head else ()
+    return (entry for line in found if (entry := decode(line.raw, where=line.where)).statement.kind == kind)
+
+
 def of_axon(repository: GitRepository, head: str, folder: Path, axon: str) -> Iterator[Entry]:
     """The entries of one axon, in order; by the index where there is one, as with `find`."""
     return (decode(line.raw, where=line.where) for line in _told(repository, head, folder, axon))

@@ -5,45 +5,32 @@ What cannot be checked here is said to be so, and never taken for checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from controller.adapters.attest.verifying import ImageTrust, verify_image
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.keys import is_signed
-from controller.adapters.models import verify_model
 from controller.adapters.oci.layout import Layout
+from controller.adapters.sigstore.leaves import KIND
+from controller.answers.checked import Checked
+from controller.answers.logged import check_log, said_in
 from controller.answers.opened import Opened, opened, store_of
-from controller.answers.proof import check_ledger
+from controller.answers.proof import check_ledger, of_kind
+from controller.answers.rebuilding import Tell
+from controller.answers.stored import StoreChecks, ends_well, found_in
 from controller.answers.versions import Records, name_of, parts_of
 from controller.project import Place
 from policies.canonical import digest_value
 from policies.differences import first_difference
-from policies.errors import ControllerError, DesiredStateError, SilentError
+from policies.errors import DesiredStateError
 from policies.identity import version_id
 from policies.parsing import parse_document
 from policies.terms.observed import Recorded
 from policies.terms.version import Version
 from policies.trust import judge
 from reconcilers.deploy import record_bytes
-
-NOT_HERE = "not here: no image store on this machine"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """One thing, and whether it fits."""
-
-    kind: str
-    subject: str
-    ok: bool | None
-    """None: it could not be checked here."""
-    reason: str = ""
-
-    def value(self) -> dict[str, Any]:
-        """As the contract has it."""
-        return {"subject": self.subject, "kind": self.kind, "ok": self.ok, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,33 +48,44 @@ class Kept:
     """(commit, who signed it) of all that changed or removed it later."""
 
 
-def verify(place: Place, subject: str = "") -> dict[str, Any]:
-    """Check commits, ledger, version records, images and models.
+def verify(place: Place, subject: str = "", *, rebuild: bool = False, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Check commits, ledger, transparency log, version records, images and models.
 
     Args:
         place: The project.
-        subject: A version or the digest of an image or model: then only what belongs to it is checked, besides
-            commits and ledger. Empty: everything.
+        subject: A version, an image or a model: then only what belongs to it is checked, besides commits and ledger. An image
+            is named by its digest, `host/path@sha256:…` or a tag in the store. Empty: everything.
+        rebuild: Whether images are built again from their provenance, and compared.
+        tell: Told what goes on.
 
     Raises:
         DesiredStateError: There is no such version, image or model.
+        OutsideError: An image that is not here is to be fetched, and its registry said no or nothing.
     """
-    with opened(place) as project:
+    with ExitStack() as closes:
+        project = closes.enter_context(opened(place))
         kept = _kept(project)
         records = Records(project)
-        wanted = {name: item for name, item in kept.items() if not subject or subject in (name, *_parts(item))}
-        if subject and not wanted:
+        name = subject.rpartition("@")[2]
+        wanted = {version: item for version, item in kept.items() if not subject or name in (version, *_parts(item))}
+        layout = store_of(place)
+        found = closes.enter_context(found_in(layout, subject, tell)) if subject else None
+        if subject and not wanted and found is None:
             raise records.nothing_fits(subject)
-        checked = [*_commits(project), *_ledger(project)]
+        versions = [item.record for _, item in sorted(wanted.items()) if item.record]
+        checked = [*_commits(project), *_ledger(project), *_log(project, layout, versions)]
         recorded = project.recorded(_keys_of(item.record for item in wanted.values() if item.record is not None))
-        trusted = project.images
         own = project.pin.controller.key if project.pin.controller else ""
-    digests = {digest_value(item.record.model_dump(mode="json", by_alias=True)) for item in kept.values() if item.record}
-    checked += [_record(name, item, digests, own, recorded) for name, item in sorted(wanted.items())]
-    versions = [item.record for _, item in sorted(wanted.items()) if item.record]
-    checked += _stored(store_of(place), versions, trusted)
+        digests = {digest_value(item.record.model_dump(mode="json", by_alias=True)) for item in kept.values() if item.record}
+        checked += [_record(version, item, digests, own, recorded) for version, item in sorted(wanted.items())]
+        store = StoreChecks(project, found.layout if found is not None else layout, tell, rebuilds=rebuild)
+        images = {backend.image for version in versions for backend in version.spec.backends}
+        checked += store.of_versions(versions, only=name if name in images else "")
+        if found is not None and not any(item.subject == found.digest for item in checked):
+            is_data = any(found.digest in item.record.spec.data for item in kept.values() if item.record)
+            checked += store.one("data" if is_data else "", found.digest)
     return {
-        "ok": all(item.ok is not False for item in checked),
+        "ok": ends_well(checked),
         "complete": all(item.ok is not None for item in checked),
         "checked": [item.value() for item in checked],
     }
@@ -116,6 +114,19 @@ def _ledger(project: Opened) -> Iterator[Checked]:
         folder=folder if folder.is_dir() else None,
     )
     yield Checked(kind="ledger", subject=f"{found.entries} entries", ok=not found.faults, reason=found.reason)
+
+
+def _log(project: Opened, layout: Layout | None, versions: Sequence[Version]) -> Iterator[Checked]:
+    """The embedded transparency log, where the project has one."""
+    backends = [backend for version in versions for backend in version.spec.backends]
+    subjects = dict.fromkeys(item for backend in backends for item in (backend.image, backend.artifact) if item)
+    try:
+        entries = of_kind(project.repository, project.ledger_head(), KIND)
+        found = check_log(entries, said_in(layout, subjects, project.images))
+    except DesiredStateError:
+        return  # the ledger cannot be read, which its own line says
+    if found.entries or found.faults:
+        yield Checked(kind="log", subject=f"{found.entries} entries", ok=not found.faults, reason=found.reason)
 
 
 def _kept(project: Opened) -> Mapping[str, Kept]:
@@ -186,38 +197,6 @@ def _against_the_ledger(version: Version, recorded: Recorded) -> str:
         if (where := first_difference(ledger, record, path=field)) is not None:
             return f"{where.told()}, by the ledger"
     return f"metadata.name: its inputs make {made}" if made != version.metadata.name else ""
-
-
-def _stored(layout: Layout | None, versions: Sequence[Version], trust: ImageTrust) -> Iterator[Checked]:
-    """Images, models and data, each once."""
-    backends = [backend for version in versions for backend in version.spec.backends]
-    named = [("image", backend.image) for backend in backends]
-    named += [("model", backend.artifact) for backend in backends if backend.artifact]
-    named += [("data", item) for version in versions for item in version.spec.data]
-    for kind, digest in dict.fromkeys(named):
-        if layout is None:
-            yield Checked(kind=kind, subject=digest, ok=None, reason=NOT_HERE)
-        elif kind == "image":
-            yield _tried(kind, digest, verify_image, layout, digest, trust)
-        elif kind == "model":
-            yield _tried(kind, digest, _check_model, layout, digest, trust)
-        else:
-            yield _tried(kind, digest, layout.check_all, digest)
-
-
-def _tried(kind: str, subject: str, check: Callable[..., object], *args: Any) -> Checked:
-    try:
-        check(*args)
-    except SilentError as error:
-        return Checked(kind=kind, subject=subject, ok=None, reason=f"not here: {error.message}")
-    except ControllerError as error:
-        return Checked(kind=kind, subject=subject, ok=False, reason=error.message)
-    return Checked(kind=kind, subject=subject, ok=True)
-
-
-def _check_model(layout: Layout, digest: str, trust: ImageTrust) -> None:
-    layout.check_all(digest)
-    verify_model(layout, digest, trust)
 
 
 def _keys_of(versions: Iterable[Version]) -> set[str]:

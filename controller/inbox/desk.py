@@ -23,6 +23,7 @@ from controller.inbox.handler import TIMEOUT_SECONDS, Handler
 from controller.inbox.heads import Head, body_size, read_head
 from controller.inbox.hooks import ADDRESS, Hooks, is_known, refusal, wrong
 from controller.inbox.receivers import Admitted, Receivers
+from controller.inbox.sigstores import Sigstores
 from controller.inbox.strangers import Strangers
 from controller.inbox.uploads import forget_received
 from policies.admin import ANY_PROJECT
@@ -77,6 +78,7 @@ class Desk(HTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._admitted: dict[str, Admitted] = {}
         self._hooks: dict[str, Hooks] = {}
+        self.sigstores = Sigstores()
         # Secrets are looked up by a digest that nobody can foresee, which takes as long for a wrong one as for a right one.
         self._salt = secrets.token_bytes(32)
         self._tokens: Mapping[bytes, Admitted] = {}
@@ -156,6 +158,7 @@ class Desk(HTTPServer):
             item = Admitted(project=project, receivers=receivers, token=token, programs=programs)
             self._close_hooks(project)
             self._hooks = {**self._hooks, project: Hooks(hook, receivers)}
+            self.sigstores.keep(project, receivers.sigstore(f"http://127.0.0.1:{self.server_port}"))
             self._keep({**self._admitted, project: item})
 
     def dismiss(self, project: str) -> None:
@@ -163,6 +166,7 @@ class Desk(HTTPServer):
         with self._guard:
             self._close_hooks(project)
             self._hooks = {name: hooks for name, hooks in self._hooks.items() if name != project}
+            self.sigstores.keep(project, None)
             self._keep({name: item for name, item in self._admitted.items() if name != project})
 
     def by_programs(self, secret: str) -> Admitted | None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from controller.adapters import gauges
@@ -19,6 +20,7 @@ from controller.inbox.heads import body_size, path_parts
 from controller.inbox.hooks import ADDRESS, is_known, refusal
 from controller.inbox.parsing import group_labels, result_line
 from controller.inbox.receivers import Admitted
+from controller.inbox.sigstores import Asked, asked_of
 from controller.inbox.uploads import DAMAGED, received
 from policies.admin import ANY_PROJECT, axon_runs, check_target, deployed_graphs
 from policies.canonical import canonical
@@ -73,7 +75,10 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        """Health, metrics, and the runs of an axon."""
+        """Health, metrics, what a Sigstore shows, and the runs of an axon."""
+        if (asked := asked_of(self.path)) is not None:
+            self._sigstore("GET", asked, b"")
+            return
         parts, project = self._parts()
         if (probed := self.server.probe(self.path)) is not None:
             self._say(*probed)
@@ -89,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             self._deny(404, f"/{'/'.join(parts)}: nothing here")
 
     def do_POST(self) -> None:
-        """Events, results and samples; and the question for a deployer's models."""
+        """Events, results and samples, what a Sigstore is sent; and the question for a deployer's models."""
         size = self._length()
         if not 0 <= size <= LARGEST_BODY_BYTES:
             self.close_connection = True
@@ -104,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body(size)
         if self.headers.get("Origin"):
             self._deny(403, _BROWSER)
+            return
+        if (asked := asked_of(self.path)) is not None:
+            self._sigstore("POST", asked, body)
             return
         try:
             if hooked:
@@ -259,6 +267,17 @@ class Handler(BaseHTTPRequestHandler):
         self._is_known = True
         self._say(200, hooks.take(kind, headers, body))
 
+    def _sigstore(self, method: str, asked: Asked, body: bytes) -> None:
+        headers = {name.lower(): value for name, value in reversed(self.headers.items())}
+        code, more, content = self.server.sigstores.answer(method, asked, headers, body)
+        if code == 404 and not self.server.is_settled():
+            self._deny(503, "not every project is known here yet; ask again")
+            return
+        if code == 401:
+            gauges.WRONG_TOKENS.inc()
+        kind = more.get("Content-Type", "application/json")
+        self._send(code, content, kind, {name: value for name, value in more.items() if name != "Content-Type"})
+
     def _result(self, project: Admitted, job: str, size: int, digest: str) -> None:
         receivers = project.receivers
         assert receivers.result is not None
@@ -303,12 +322,14 @@ class Handler(BaseHTTPRequestHandler):
     def _say(self, code: int, value: Mapping[str, Any]) -> None:
         self._send(code, json.dumps(value).encode(), "application/json")
 
-    def _send(self, code: int, body: bytes, kind: str) -> None:
+    def _send(self, code: int, body: bytes, kind: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
         # Further requests of who is not known are sorted anew at the front, and not answered here.
         self.close_connection = self.close_connection or not self._is_known
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in more.items():
+            self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.adapters.spool import Spool
+from controller.inbox.sigstores import Sigstore
 from policies.admin import Places
 from policies.terms.desired import DesiredState
 from policies.terms.observed import Observed
@@ -45,6 +46,8 @@ class Receivers:
     results: Path | None = None
     """Where such files lie while they come in: a folder of its own on a disk with room for them."""
     largest_result_bytes: int = LARGEST_RESULT_BYTES
+    sigstore: Callable[[str], Sigstore | None] = lambda url: None
+    """What answers for the project's embedded Sigstore, told where this machine reaches the inbox; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

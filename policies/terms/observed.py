@@ -41,6 +41,8 @@ class Recorded:
     """Task run id -> the change that people are or were asked about."""
     statuses: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(commit, context) -> states that its forge was told, in order."""
+    images: frozenset[str] = frozenset()
+    """Digests of images of which is recorded what went into them."""
     swept: frozenset[str] = frozenset()
     """Models and data that nothing needed any more, and that were removed: no later work takes them over."""
     slices: Mapping[str, Recorded] | None = field(default=None, compare=False, repr=False)
@@ -66,6 +68,7 @@ class Recorded:
             sources=self.sources,
             proposals={key: item for key, item in self.proposals.items() if key in mine},
             statuses=self.statuses,
+            images=self.images,
             swept=self.swept,
         )
 

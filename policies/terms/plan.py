@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from policies.errors import Fault
 from policies.terms.desired import DesiredAxon
@@ -71,6 +71,14 @@ class ResolveSource(Step):
     """Folders of it that the run builds from."""
     signers: tuple[TrustedKey, ...] = ()
     """Who may have signed it, where the manifest asks for that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordImage(Step):
+    """An image that was built and is about to be used; nobody wrote down yet what went into it."""
+
+    image: str
+    materials: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +220,7 @@ AnyStep = (
     | StartRun
     | SupersedeRun
     | ResolveSource
+    | RecordImage
     | BuildImage
     | RunJob
     | Tune

@@ -18,11 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from controller.adapters.attest.signing import IdentitySigner
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, init_bare
 from controller.adapters.ledger import BRANCH, GitLedger, lines_of
 from controller.adapters.sigstore.authority import Authority, pem
-from controller.adapters.sigstore.choosing import keyless_signer, make_seed
+from controller.adapters.sigstore.choosing import Chosen, chosen_in, make_seed, pinned_in
 from controller.adapters.sigstore.embedded import ISSUER as OWN
 from controller.adapters.sigstore.embedded import (
     SLOT_SECONDS,
@@ -33,11 +34,12 @@ from controller.adapters.sigstore.embedded import (
     merged_roots,
 )
 from controller.adapters.sigstore.keyless import Keyless, keyless_root, verify_statement
-from controller.adapters.sigstore.leaves import Leaf, Leaves, LedgerLeaves, MemoryLeaves, leaf_of, tree_of
+from controller.adapters.sigstore.leaves import NOT_PUSHED, Leaf, Leaves, LedgerLeaves, MemoryLeaves, leaf_of, tree_of
 from controller.adapters.sigstore.log import Log
 from controller.adapters.sigstore.merkle import is_consistent
-from controller.adapters.sigstore.served import LARGEST_BODY_BYTES, Answer, Served, Turn, serve
+from controller.adapters.sigstore.served import LARGEST_BODY_BYTES, Answer, Served, serve
 from controller.adapters.sigstore.tokens import Tokens
+from controller.adapters.sigstore.turn import Turn
 from controller.answers.proof import check_ledger
 from policies.errors import DesiredStateError, RefusedError, SilentError, TrustError
 from policies.ledger import decode
@@ -829,33 +831,89 @@ def test_a_log_of_many_leaves_grows_without_being_hashed_anew() -> None:
 
 def test_what_lies_in_the_folder_of_keys_decides_who_signs(site: Site, tmp_path: Path) -> None:
     folder, ledger, clock = tmp_path / "keys", site.ledger(), Hand(BEGAN + timedelta(days=1))
+    folder.mkdir()
 
-    def chosen(**environ: str) -> Keyless | Embedded | None:
-        return keyless_signer(folder, ledger, clock, namespace="ml", project="shop", environ=environ)
+    def chosen(**environ: str) -> Chosen | None:
+        return chosen_in(folder, clock, owner=("ml", "shop"), environ=environ)
 
     assert chosen() is None
+    assert pinned_in(folder, owner=("ml", "shop")) is None
     made = make_seed(folder, BEGAN)
-    embedded = chosen()
-    assert isinstance(embedded, Embedded)
-    assert embedded.identity == (SHOP, OWN)
-    assert embedded.trusted_root() == Embedded(made, MemoryLeaves(), identity=SHOP).trusted_root()
-    bundle = embedded.sign_statement(statement())
-    assert verify_statement(bundle, embedded.trusted_root(), SHOP, OWN) == statement()
+    found = chosen()
+    assert found is not None
+    assert found.identity == pinned_in(folder, owner=("ml", "shop"))
+    assert (found.identity.identity, found.identity.issuer) == (SHOP, OWN)
+    assert found.identity.root == Embedded(made, MemoryLeaves(), identity=SHOP).trusted_root()
+    embedded, turn = found.embedded(ledger, clock), Turn(lambda: None)
+    turn.work()
+    assert embedded is not None
+    signer = found.signer(embedded, turn)
+    assert signer.identity == (SHOP, OWN)
+    bundle = signer.sign_statement(statement())
+    assert verify_statement(bundle, signer.root, SHOP, OWN) == statement()
     assert tree_of(site.clone()).size == 1
 
     (folder / "sigstore.json").write_text(embedded.trust_config("http://127.0.0.1:9") + "\n")
     with pytest.raises(RefusedError, match="got both; remove the one"):
         chosen()
     (folder / "sigstore.seed").unlink()
-    asked = chosen()
-    assert isinstance(asked, Keyless)
+    # Whom the instance calls us is not said, so it is asked, with a token.
+    assert pinned_in(folder, owner=("ml", "shop")) is None
     with pytest.raises(RefusedError, match=r"keys/identity.token: expected an identity token"):
-        asked.sign_artifact(DATA)
-    elsewhere = tmp_path / "projected"
+        chosen()
     with pytest.raises(RefusedError, match=r"projected: expected an identity token"):
-        Keyless.sign_artifact(chosen(MYELIN_IDENTITY_TOKEN_FILE=str(elsewhere)), DATA)  # type: ignore[arg-type]
+        chosen(MYELIN_IDENTITY_TOKEN_FILE=str(tmp_path / "projected"))
+    (folder / "sigstore.identity").write_text(f"{IDENTITY} {ISSUER}\n")
+    asked = chosen()
+    assert asked is not None
+    assert asked.identity == pinned_in(folder, owner=("ml", "shop"))
+    assert asked.embedded(ledger, clock) is None
+    assert asked.signer(None, turn).identity == (IDENTITY, ISSUER)
+    with pytest.raises(RefusedError, match=r"keys/identity.token: expected an identity token"):
+        asked.signer(None, turn).sign_statement(statement())
     (folder / "sigstore.json").write_text("{}")
     with pytest.raises(TrustError, match="expected a client trust configuration"):
         chosen()
     (folder / "sigstore.json").write_text("")
-    assert isinstance(chosen(), Keyless)
+    public = chosen()
+    assert public is not None
+    assert (public.identity.identity, public.identity.root) == (IDENTITY, "")
+
+
+def test_an_instance_that_calls_us_otherwise_signs_nothing() -> None:
+    made = instance()
+    signer = IdentitySigner(made, made.trusted_root(), expected=(IDENTITY, ISSUER))
+    with pytest.raises(RefusedError, match=f"expected to sign as {IDENTITY}") as caught:
+        signer.sign_statement(statement())
+    assert (caught.value.reason, made.log.head()[0]) == ("OtherIdentity", 0)
+
+
+def test_what_only_waits_for_the_next_push_is_tried_again_and_only_by_who_has_no_turn() -> None:
+    tries: list[int] = []
+    turn = Turn(lambda: threading.Thread(target=turn.work).start(), patience_seconds=30)
+
+    def act() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise SilentError("transparency log: still waits to be pushed", reason=NOT_PUSHED)
+        return len(tries)
+
+    assert turn(act) == 3
+    tries.clear()
+    turn.work()
+    with pytest.raises(SilentError):
+        turn(act)
+    assert len(tries) == 1
+
+
+def test_while_git_is_away_no_try_to_sign_makes_the_ledger_longer(site: Site) -> None:
+    made, ledger = site.controller(), site._open["one"]
+    made.sign_statement(statement(0))
+    site.lose_git()
+    for number in range(1, 4):
+        with pytest.raises(SilentError, match="signing waits for it"):
+            made.sign_statement(statement(number))
+    assert ledger.pending() == 1
+    site.find_git()
+    assert logged(made.sign_statement(statement(3)))["logIndex"] == "2"
+    assert logged(made.sign_statement(statement(1)))["logIndex"] == "1"

@@ -8,6 +8,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -364,6 +365,23 @@ def test_a_controller_that_lost_its_state_finds_what_was_built_and_builds_nothin
         assert [item for item in layout.manifest(first.digest)["layers"] if layout.is_here(item["digest"])] == []
     with pushes.controller("two") as (images, _):
         assert images.look(spec) == again
+
+
+@needs_registry
+def test_an_image_that_exists_is_taken_as_it_is_where_the_manifest_says_so(pushes: Pushes) -> None:
+    spec = pushes.spec({"src/app.py": b"print(8)\n"}, pushes.base())
+    with pushes.controller("one") as (images, _):
+        digest = built(images, spec)
+    # Built by other rules it would be another image.
+    other = replace(spec, rules=BuildRules(stamps=True))
+    with pushes.controller("two") as (images, _):
+        assert built(images, replace(other, checks_exists=True)) == digest
+    with pushes.controller("three") as (images, layout):
+        stamped = built(images, other)
+        assert stamped != digest
+        notes = layout.manifest(stamped)["annotations"]
+        assert notes["org.opencontainers.image.revision"] == spec.commit
+        assert notes["org.opencontainers.image.created"] == "2026-01-31T00:00:00Z"
 
 
 @needs_registry

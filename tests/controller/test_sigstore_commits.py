@@ -23,6 +23,7 @@ from controller.adapters.signatures.gitsign import BEGIN, Gitsign
 from controller.adapters.signatures.sigstore_key import SigstoreKey
 from controller.adapters.sigstore.authority import Authority
 from controller.adapters.sigstore.embedded import Embedded, identity_of
+from controller.adapters.sigstore.files import TOKEN_VARIABLE
 from controller.adapters.sigstore.keyless import trusted_root_of
 from controller.adapters.sigstore.leaves import MemoryLeaves
 from controller.adapters.sigstore.served import Served, serve
@@ -257,11 +258,11 @@ def test_a_secret_may_name_one_and_its_project_pins_it(tmp_path: Path, config: s
     keyring.make(tmp_path)
     keys: dict[str, Any] = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     keys |= {"sigstore.json": config.encode(), "sigstore.identity": f"{IDENTITY} {ISSUER}".encode()}
-    monkeypatch.delenv(keyring.TOKEN_VARIABLE, raising=False)
-    with pytest.raises(TrustError, match=f"expected {keyring.TOKEN_VARIABLE} to name"):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(TrustError, match=f"expected {TOKEN_VARIABLE} to name"):
         open_project(cluster_with(good_secrets(keys)), body_of(good_spec()))  # type: ignore[arg-type]
     (tmp_path / "token").write_text(CLUSTER.token())
-    monkeypatch.setenv(keyring.TOKEN_VARIABLE, str(tmp_path / "token"))
+    monkeypatch.setenv(TOKEN_VARIABLE, str(tmp_path / "token"))
     found = open_project(cluster_with(good_secrets(keys)), body_of(good_spec()))  # type: ignore[arg-type]
     assert found.sigstore is not None
     signature = signature_reader(found.trust).read(found.sigstore.sign_commit(b"x"), b"x")
@@ -278,4 +279,6 @@ def test_the_identity_is_shown_with_the_public_keys(tmp_path: Path, config: str)
     (tmp_path / "sigstore.json").write_text(config)
     (tmp_path / "sigstore.identity").write_text(f"{IDENTITY} {ISSUER}\n")
     done = CliRunner().invoke(app, ["keys", "show", str(tmp_path), "-o", "json"])
-    assert json.loads(done.stdout)["sigstore"] == f"{IDENTITY} {ISSUER}"
+    said = json.loads(done.stdout)
+    assert said["sigstore"] == f"{IDENTITY} {ISSUER}"
+    assert (said["identity"], said["issuer"], said["trustedRoot"]) == (IDENTITY, ISSUER, trusted_root_of(config))

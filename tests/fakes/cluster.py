@@ -55,6 +55,8 @@ class FakeCluster:
         """What happens while the answer to a list is on its way: `list Axon team-a` -> deed."""
         self.printed: dict[tuple[str, str, bool], str] = {}
         """Namespace, pod and whether an earlier container -> what it printed."""
+        self.texts: dict[str, str] = {}
+        """What it says at other paths, `openid/v1/jwks`."""
         self._owned: dict[Key, dict[Writer, set[Path]]] = {}
         self._written_at: dict[Key, dict[Writer, str]] = {}
         self._faults: dict[str, list[ControllerError]] = {}
@@ -154,6 +156,12 @@ class FakeCluster:
             self.objects.pop(key, None)
             self._owned.pop(key, None)
             self._written_at.pop(key, None)
+
+    def read(self, path: str) -> str:
+        self._called(f"read {path}")
+        if path not in self.texts:
+            raise RefusedError(f"cluster: GET {path}: 404", reason="NotFound")
+        return self.texts[path]
 
     def logs(self, namespace: str, pod: str, *, last_lines: int, previous: bool = False) -> str:
         self._called(f"logs {pod}")

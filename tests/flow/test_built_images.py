@@ -17,6 +17,7 @@ from controller.adapters.engine_local.launch import bubblewrap
 from controller.adapters.oci.artifacts import TITLE
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.registry import Access, Registry
+from controller.answers import locking
 from controller.keyring import image_key
 from controller.loop import Report, run_pass
 from controller.stopping import stop_servers
@@ -150,6 +151,39 @@ def test_an_image_on_a_base_runs_on_this_machine_with_its_own_system(made: Proje
         assert inner["reproducible"] is True
         assert ("script" in inner) == has_script
     assert written(made, task) == f"/opt/venv {has_script}"
+
+
+def test_loose_requirements_are_resolved_once_and_their_lock_gives_the_same_image(made: Project, tmp_path: Path) -> None:
+    files: dict[str, str | None] = {
+        "axons/digits/axon.yaml": None,
+        "axons/made/axon.yaml": AXON.replace("BUILD", "s2i: {}"),
+        "src/app.py": "import idna, os\nopen(os.environ['DATA_PATH'] + 'out', 'w').write('1')\n",
+        "src/requirements.txt": "idna>=3,<4\n",
+    }
+    made.push(files)
+    with wire(project.settings_of(made.place)) as wired:
+        _, first = until(wired, ended(wired))
+        wired.ports.ledger.push()
+    assert first.state == "Succeeded", first
+    work = tmp_path / "work"
+    (work / "src").mkdir(parents=True)
+    value = locking.locks(made.place, work)
+    assert [(item["path"], item["image"], item["written"]) for item in value["locks"]] == [
+        ("src/requirements.lock", first.image, True)
+    ]
+    text = (work / "src" / "requirements.lock").read_text()
+    assert "--hash=sha256:" in text
+    made.push({"src/requirements.lock": text})
+    with wire(project.settings_of(made.place)) as wired:
+        run_pass(wired.following, wired.ports)
+
+        def second(report: Report) -> Any:
+            observed = wired.following.observed
+            tasks = observed.recorded.tasks.values() if observed is not None else ()
+            return next((task for task in tasks if task.id != first.id), None)
+
+        _, again = until(wired, second)
+    assert again.image == first.image
 
 
 def test_a_commit_with_a_key_in_it_builds_nothing_and_says_where(made: Project) -> None:

@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from controller import answers, keyring, project
-from controller.adapters.attest.statements import BUNDLE
+from controller.adapters.attest.statements import BUNDLE, PROVENANCE, SBOM, SIGNATURE
+from controller.adapters.attest.verifying import Identity, ImageTrust, verify_image
 from controller.adapters.clock import SystemClock
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.git import GitRepository
@@ -27,21 +28,29 @@ from controller.adapters.ledger import BRANCH
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Access, Registry
+from controller.adapters.sigstore.authority import Authority
 from controller.adapters.sigstore.choosing import make_seed
-from controller.adapters.sigstore.embedded import ISSUER
+from controller.adapters.sigstore.embedded import ISSUER, Embedded
+from controller.adapters.sigstore.leaves import MemoryLeaves
+from controller.adapters.sigstore.served import Served, serve
+from controller.adapters.sigstore.tokens import Tokens
 from controller.answers.proof import of_kind
 from controller.cli import app
 from controller.loop import Report, run_pass
 from controller.project import Place
 from controller.stopping import stop_servers
 from controller.wiring import Wired, wire
+from policies.errors import SilentError
 from policies.terms.digest import Digest
+from policies.terms.secret import Secret
 from policies.terms.task import ImageSpec, ImageState
 from reconcilers.deploy import record_bytes
 from tests.contracts import cosign as cosigns
 from tests.contracts.cosign import Cosign
 from tests.contracts.registry_server import registry_server, why_no_registry
 from tests.controller.test_inbox import version
+from tests.fakes.tokens import IDENTITY, Issuer
+from tests.fakes.tokens import ISSUER as TOKENS
 from tests.flow.test_passes import AXON, GOOD
 
 WHO = "https://myelin/default/project"
@@ -215,7 +224,7 @@ def test_a_bundle_of_which_a_bit_is_flipped_is_passed_over_and_no_other_word_cou
             path.write_bytes(whole[:at] + (b"A" if whole[at : at + 1] != b"A" else b"B") + whole[at + 1 :])
             ((_, ok, _),) = checked(place, "image")
             # Of the bill of materials Myelin asks nothing; signature and provenance have to hold.
-            assert ok is (b"cyclonedx.org/bom" in base64.b64decode(bundle["dsseEnvelope"]["payload"])[:600])
+            assert ok is (json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicateType"] == SBOM)
             path.write_bytes(whole)
     assert checked(place, "image") == [("image", True, "")]
 
@@ -349,9 +358,50 @@ def test_what_was_signed_before_there_was_a_seed_goes_on_and_is_signed_as_it_is_
         assert state.digest is not None
         assert bundles(Layout(story.place.state / "store"), state.digest) == []
     (tmp_path / "seed").rename(seed)
+    layout, origin = Layout(story.place.state / "store"), Path(story.place.url)
     with wire(project.settings_of(story.place, inbox_port=0)) as wired:
+        # While Git is away the key's word is enough; it is tried again by itself.
+        origin.rename(origin.with_suffix(".away"))
         wired.ports.images.verify(state.digest)
-        assert len(bundles(Layout(story.place.state / "store"), state.digest)) == 3
+        assert bundles(layout, state.digest) == []
+        origin.with_suffix(".away").rename(origin)
+        deadline = time.monotonic() + 60
+        while len(bundles(layout, state.digest)) < 3:
+            assert time.monotonic() < deadline
+            wired.ports.images.verify(state.digest)
+            time.sleep(0.05)
     seed.unlink()
     with wire(project.settings_of(story.place, inbox_port=0)) as wired:
         wired.ports.images.verify(state.digest)
+
+
+def test_an_instance_elsewhere_signs_images_and_without_a_named_identity_no_commits(tmp_path: Path) -> None:
+    story, cluster = Story(tmp_path), Issuer()
+    keys = story.place.state / "keys"
+    (keys / "sigstore.seed").unlink()
+    (keys / "identity.token").write_text(cluster.token())
+    authority = Authority(Secret("01" * 32), SystemClock().now() - timedelta(days=30))
+    made = Embedded(authority, MemoryLeaves(), identity=WHO)
+    with serve(lambda url: Served(made, Tokens(TOKENS, cluster.keys), url=url)) as url:
+        (keys / "sigstore.json").write_text(made.trust_config(url))
+        with wire(project.settings_of(story.place, inbox_port=0)) as wired:
+            state = story.build(wired, b"print(1)\n")
+            assert state.digest is not None
+            wired.ports.images.verify(state.digest)
+            assert [key.kind for key in wired.ports.own] == ["ssh"]
+        assert made.log.head()[0] == 3
+        layout = Layout(story.place.state / "store")
+        trust = ImageTrust(identities=(Identity(identity=IDENTITY, issuer=TOKENS, root=made.trusted_root()),))
+        assert set(verify_image(layout, state.digest, trust)) == {SIGNATURE, PROVENANCE, SBOM}
+        # A token of somebody else than who is named signs nothing.
+        (keys / "sigstore.identity").write_text(f"{IDENTITY}-other {TOKENS}")
+        with wire(project.settings_of(story.place, inbox_port=0)) as wired:
+            state = story.build(wired, b"print(2)\n")
+            assert (state.phase, state.reason) == ("failed", "OtherIdentity")
+    # Away, it is not asked where it is said whom it calls us; what is signed loads.
+    (keys / "sigstore.identity").write_text(f"{IDENTITY} {TOKENS}")
+    with wire(project.settings_of(story.place, inbox_port=0)) as wired:
+        assert [key.kind for key in wired.ports.own] == ["ssh", "sigstore"]
+    (keys / "sigstore.identity").unlink()
+    with pytest.raises(SilentError), wire(project.settings_of(story.place, inbox_port=0)):
+        pass

@@ -53,17 +53,26 @@ class BaseSigners:
         """
         if not signers:
             return ""
-        named = digest_value(
-            {"digest": digest, "signers": [[s.name, s.key, s.identity, s.issuer] for s in signers], "root": self._root}
-        )
-        memo = self._folder / f"signed-{named.removeprefix('sha256:')[:32]}.json"
         # A signature that held holds: of the same bytes, by the same signers.
-        if (known := read_memo(memo)) is not None and known.get("named") == named:
-            return str(known["by"])
+        if by := self.known(digest, signers):
+            return by
         by = self._signer(_Remote(source), reference, digest, signers)
+        memo, named = self._memo(digest, signers)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_memo(memo, {"named": named, "by": by})
         return by
+
+    def known(self, digest: str, signers: Sequence[BaseSigner]) -> str:
+        """Who was found to have signed a base; empty where nobody looked yet. Nobody is asked."""
+        memo, named = self._memo(digest, signers)
+        known = read_memo(memo)
+        return str(known["by"]) if known is not None and known.get("named") == named else ""
+
+    def _memo(self, digest: str, signers: Sequence[BaseSigner]) -> tuple[Path, str]:
+        named = digest_value(
+            {"digest": digest, "signers": [[s.name, s.key, s.identity, s.issuer] for s in signers], "root": self._root}
+        )
+        return self._folder / f"signed-{named.removeprefix('sha256:')[:32]}.json", named
 
     def _signer(self, remote: _Remote, reference: str, digest: str, signers: Sequence[BaseSigner]) -> str:
         keys = {image_public(item.key, f"builder.baseSigners: {item.name}"): item.name for item in signers if item.key}

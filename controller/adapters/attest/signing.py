@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from controller.adapters.attest.verifying import REQUIRED, Attested, Identity, I
 from controller.adapters.keys import ImageKey, ImageSigner
 from controller.adapters.oci.layout import CONFIG, EMPTY, INDEX, MANIFEST, Layout
 from policies.canonical import canonical
-from policies.errors import OutsideError, TrustError
+from policies.errors import OutsideError, RefusedError, TrustError
 from policies.terms.digest import Digest
 
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -43,19 +43,37 @@ class StatementSigner(Protocol):
         """A bundle around these bytes."""
         ...
 
+    def sign_statements(self, statements: Sequence[bytes]) -> tuple[bytes, ...]:
+        """A bundle around each of these."""
+        ...
+
 
 class _Instance(Protocol):
     @property
     def identity(self) -> tuple[str, str]: ...
 
-    def sign_statement(self, statement: bytes) -> bytes: ...
+    def sign_statements(self, statements: Sequence[bytes]) -> tuple[bytes, ...]: ...
 
 
 class IdentitySigner:
-    """A Sigstore instance that signs for us, and the root by which that is verified."""
+    """A Sigstore instance that signs for us, and the root by which that is verified.
 
-    def __init__(self, instance: _Instance, root: str) -> None:
-        self._instance, self.root = instance, root
+    Args:
+        instance: Signs.
+        root: Its trusted root, as JSON.
+        expected: Whom its certificates must name, and who vouches for that; None: whomever they name.
+        in_turn: Does what needs the instance, where that belongs to another thread.
+    """
+
+    def __init__(
+        self,
+        instance: _Instance,
+        root: str,
+        *,
+        expected: tuple[str, str] | None = None,
+        in_turn: Callable[[Callable[[], tuple[bytes, ...]]], tuple[bytes, ...]] = lambda act: act(),
+    ) -> None:
+        self._instance, self.root, self._expected, self._in_turn = instance, root, expected, in_turn
 
     def __repr__(self) -> str:
         return "IdentitySigner(***)"
@@ -63,16 +81,31 @@ class IdentitySigner:
     @property
     def identity(self) -> tuple[str, str]:
         """Who it is, and who vouches for that."""
-        return self._instance.identity
+        return self._expected or self._instance.identity
 
     def sign_statement(self, statement: bytes) -> bytes:
         """A bundle around these bytes.
 
         Raises:
-            OutsideError: The instance says no or nothing.
+            OutsideError: As `sign_statements`.
+            TrustError: As `sign_statements`.
+        """
+        return self.sign_statements([statement])[0]
+
+    def sign_statements(self, statements: Sequence[bytes]) -> tuple[bytes, ...]:
+        """A bundle around each of these.
+
+        Raises:
+            OutsideError: The instance says no or nothing, or gives certificates to another identity.
             TrustError: What it answered does not hold.
         """
-        return self._instance.sign_statement(statement)
+        return self._in_turn(lambda: self._signed(statements)) if statements else ()
+
+    def _signed(self, statements: Sequence[bytes]) -> tuple[bytes, ...]:
+        if self._expected is not None and (found := self._instance.identity) != self._expected:
+            text = f"images: expected to sign as {' '.join(self._expected)}, the instance calls us {' '.join(found)}"
+            raise RefusedError(f"{text}; give the other token, or name this identity", reason="OtherIdentity")
+        return self._instance.sign_statements(statements)
 
 
 def sign_image(
@@ -106,31 +139,66 @@ def sign_image(
     made += [_sign_simply(layout, digest, signer)] if isinstance(signer, ImageSigner) else []
     wanted: list[tuple[str, Mapping[str, Any]]] = [(SIGNATURE, {}), (PROVENANCE, provenance)]
     wanted += [(SBOM, sbom)] if sbom is not None else []
-    for kind, predicate in wanted:
-        if not _is_said(said, kind, predicate):
-            made.append((_attach(layout, digest, kind, _bundle(signer, statement(digest, kind, predicate)), signer), ()))
+    unsaid = [(kind, statement(digest, kind, predicate)) for kind, predicate in wanted if not _is_said(said, kind, predicate)]
+    # Together, as a log takes its time over each time that it is asked.
+    bundles = _bundles(signer, [payload for _, payload in unsaid])
+    for (kind, _), bundle in zip(unsaid, bundles, strict=True):
+        made.append((_attach(layout, digest, kind, bundle, signer), ()))
     # A registry takes its time over each of them, and none waits for another.
     with ThreadPoolExecutor(max(1, len(made))) as threads:
         list(threads.map(lambda item: layout.push(item[0], tags=item[1]), made))
 
 
-def verify_and_renew(layout: Layout, digest: Digest, signer: ImageSigner | StatementSigner, trust: ImageTrust) -> dict[str, Any]:
-    """`verify_image`; and what only former signers said of an image, the one of now says again.
+def verify_and_renew(
+    layout: Layout,
+    digest: Digest,
+    signer: ImageSigner | StatementSigner,
+    trust: ImageTrust,
+    *,
+    also: StatementSigner | None = None,
+    postponed: Callable[[OutsideError], None] = lambda error: None,
+) -> dict[str, Any]:
+    """`verify_image`; and what only former signers said of an image, those of now say again.
 
     So nothing depends on a former key any more that was looked at since, and it can be retired. Where the image lies so that
-    nothing can be attached to it now, the former signer's word is enough until another look.
+    nothing can be attached to it now, or who signs is away, the former signer's word is enough until another look.
+
+    Args:
+        layout: Where the image is.
+        digest: The image.
+        signer: Who signs.
+        trust: Who is trusted.
+        also: Who signs as well.
+        postponed: Told why one of the two could not sign now.
 
     Raises:
         TrustError: As `verify_image`: what nobody vouches for, the new signer does not vouch for either.
         OutsideError: As `verify_image`.
     """
     found = attested(layout, digest, trust)
-    if not all(name_of(signer) in found.signers[kind] for kind in REQUIRED):
+    for each in (signer, also):
+        if each is None or all(name_of(each) in found.signers[kind] for kind in REQUIRED):
+            continue
         try:
-            sign_image(layout, digest, signer, found.predicates[PROVENANCE], found.predicates.get(SBOM))
-        except OutsideError:
-            pass
+            sign_image(layout, digest, each, found.predicates[PROVENANCE], found.predicates.get(SBOM))
+        except OutsideError as error:
+            postponed(error)
     return dict(found.predicates)
+
+
+def say_again(layout: Layout, digest: Digest, signer: StatementSigner, first: ImageSigner) -> None:
+    """Have an identity say what a key said of an image. Tried again, it is the same again, and leaves one entry in a log.
+
+    Raises:
+        TrustError: The key said nothing, or a blob of the image is missing.
+        OutsideError: As `sign_image`.
+    """
+    said = examine(layout, digest, own_trust(first))
+    if PROVENANCE not in said.predicates:
+        raise TrustError(
+            f"image {digest}: expected a provenance by the project's key, got none: {said.why_not}", reason="NotSigned"
+        )
+    sign_image(layout, digest, signer, said.predicates[PROVENANCE], said.predicates.get(SBOM))
 
 
 def name_of(signer: ImageSigner | StatementSigner) -> str:
@@ -161,10 +229,10 @@ def _timeless(kind: str, predicate: Mapping[str, Any]) -> bytes:
     return canonical({**predicate, "runDetails": details})
 
 
-def _bundle(signer: ImageSigner | StatementSigner, payload: bytes) -> bytes:
+def _bundles(signer: ImageSigner | StatementSigner, payloads: Sequence[bytes]) -> Sequence[bytes]:
     if isinstance(signer, ImageSigner):
-        return bundle_of(payload, signer.sign(encoding(payload)), signer.hint)
-    return signer.sign_statement(payload)
+        return [bundle_of(payload, signer.sign(encoding(payload)), signer.hint) for payload in payloads]
+    return signer.sign_statements(payloads)
 
 
 def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes, signer: ImageSigner | StatementSigner) -> Digest:

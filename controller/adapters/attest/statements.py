@@ -40,7 +40,9 @@ class Envelope:
 
 def statement(digest: str, kind: str, predicate: Mapping[str, Any]) -> bytes:
     """A claim of some kind about an image; equal claims are equal bytes."""
-    subject = [{"digest": {"sha256": digest.removeprefix("sha256:")}}]
+    named = digest.removeprefix("sha256:")
+    # The name says nothing; sigstore-python neither signs nor reads a statement without one.
+    subject = [{"name": f"image-{named[:12]}", "digest": {"sha256": named}}]
     return canonical({"_type": STATEMENT, "subject": subject, "predicateType": kind, "predicate": predicate})
 
 

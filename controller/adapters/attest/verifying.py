@@ -147,7 +147,11 @@ def examine(place: Attachments, digest: str, trust: ImageTrust) -> Attested:
 
 
 def bundles(place: Attachments, digest: str) -> Iterator[bytes | TrustError]:
-    """What is attached to an image or model, before anybody verified it; an error where it cannot be read."""
+    """What is attached to an image or model, before anybody verified it; an error where it cannot be read.
+
+    Raises:
+        TrustError: The list cannot be read, or something in it is not what its digest says.
+    """
     try:
         listed = place.referrers(digest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -161,6 +165,9 @@ def bundles(place: Attachments, digest: str) -> Iterator[bytes | TrustError]:
                 raise ValueError
             data = place.get(str(layer["digest"]))
         except TrustError as error:
+            if error.reason == "BlobChanged":
+                # Nobody can attach that: it was touched where it lies.
+                raise
             yield error
         except (ValueError, KeyError, TypeError):
             yield TrustError("a bundle's manifest: expected one layer, got another document", reason="BadBundle")

@@ -53,7 +53,7 @@ from policies.locks import OWN_LOCK, Lock, Target, Wanted
 from policies.provenance import PYTHON_BUILD
 from policies.reproducibility import Report, is_built_again
 from policies.terms.build import BuildSecret
-from policies.terms.digest import Digest
+from policies.terms.digest import Digest, digest_of
 from policies.terms.secret import Secret
 from policies.terms.task import ImageSpec
 
@@ -149,6 +149,7 @@ class PythonBuilder:
             **({"data": data} if data else {}),
             **({"submodules": _modules_of(plan.folder)} if plan.folder.submodules else {}),
             **({"reproducible": report.told()} if report is not None else {}),
+            **({"lock": digest_of(plan.lock.text.encode())} if plan.lock.resolved else {}),
         }
         making = Making(
             repository=self._reader.url,
@@ -191,7 +192,11 @@ class PythonBuilder:
         told = provenance["buildDefinition"]["internalParameters"].get("reproducible")
         if told is None and is_built_again(spec.rules.reproducibility, self.identity(spec)):
             return None
-        return {**found, **({"reproducible": told} if told is not None else {})}
+        if told is not None:
+            found["reproducible"] = told
+        if lock := provenance["buildDefinition"]["internalParameters"].get("lock"):
+            found["lock"] = digest_of(lock["text"].encode())
+        return found
 
     def _planned(self, spec: ImageSpec, progress: Progress, known: Mapping[str, Any] | None = None) -> _Plan:
         if profile := profile_of(spec.builder_image, spec.repository):

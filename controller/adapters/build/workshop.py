@@ -34,6 +34,7 @@ def drivers(
     secrets: Secrets,
     *,
     sigstore_root: str = "",
+    pins: Pins | None = None,
 ) -> Mapping[str, Driver]:
     """Ways to build, by what a manifest asks for.
 
@@ -44,16 +45,17 @@ def drivers(
         access_for: Repository `host[:port]/path` -> how to reach it, for base images.
         secrets: Reads the secrets that builds name.
         sigstore_root: Trusted root for base images that were signed by an identity.
+        pins: What the images of Dockerfiles are pinned by; None: by what their tags name now.
     """
     bases = Bases(layout, folder / "bases", access_for, sigstore_root=sigstore_root)
-    pins = Pins(layout, access_for, bases.check_signed)
+    pinned = pins if pins is not None else Pins(layout, access_for, bases.check_signed)
 
     def one(address: str) -> ByFile:
-        return BuildKitDriver(folder / "by-file", pins, address) if address else BuildahDriver(folder / "by-file", pins)
+        return BuildKitDriver(folder / "by-file", pinned, address) if address else BuildahDriver(folder / "by-file", pinned)
 
     def again(address: str) -> ByFile:
         place = folder / "by-file-again"
-        return BuildKitDriver(place, pins, address) if address else BuildahDriver(place, pins, surroundings=OTHER)
+        return BuildKitDriver(place, pinned, address) if address else BuildahDriver(place, pinned, surroundings=OTHER)
 
     def scripts(address: str) -> InstallScripts:
         return InstallScripts(one(address), layout, folder / "installed")

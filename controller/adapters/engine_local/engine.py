@@ -78,7 +78,9 @@ class LocalEngine:
         if spec.name in self._ended or (place / "supervisor.json").exists():
             return
         with _disk(place):
-            if not place.exists():
+            if place.exists():
+                self._launcher.check(spec.image)  # it was prepared by a controller that died, perhaps long ago
+            else:
                 self._prepare(place, spec)
             self._supervise(place)
 
@@ -160,12 +162,13 @@ class LocalEngine:
                 for name in ("claim", "supervisor.json", "exit.json", "model", "data"):
                     _delete(place / name)
                 known = None
-            if known is None:
+            is_new = known is None
+            if is_new:
                 self._prepare_server(place, spec, identity)
             self._configure(place, spec)
             if self._is_alive(place):
                 return
-            self._revive(place, spec)
+            self._revive(place, spec, is_laid=is_new)
 
     def servers(self) -> Mapping[str, ServerState]:
         """All servers, by name."""
@@ -285,12 +288,7 @@ class LocalEngine:
         return f"expected exit code 0, got {code}{last}"
 
     def _prepare_server(self, place: Path, spec: ServerSpec, identity: str) -> None:
-        for name in ("model", "data"):
-            (place / name).mkdir(parents=True, exist_ok=True)
-        if spec.model is not None:
-            self._artifacts.fetch_model(spec.model, place / "model")
-        for digest in spec.data:
-            self._artifacts.fetch_folder(digest, place / "data")
+        self._lay(place, spec)
         before = _load(place / "port.json")
         port = spec.port or (before["port"] if before else _free_port())
         supervise.write(place / "port.json", {"port": port})
@@ -315,8 +313,22 @@ class LocalEngine:
         if _load(place / "labels.json") != labels:
             supervise.write(place / "labels.json", labels)
 
-    def _revive(self, place: Path, spec: ServerSpec) -> None:
-        """Start a server that does not run; after a crash only when its pause is over."""
+    def _lay(self, place: Path, spec: ServerSpec) -> None:
+        """Lay model and data of a server, checked; what it wrote beside them is gone, as it would be in a container."""
+        for name in ("model", "data"):
+            shutil.rmtree(place / name, ignore_errors=True)
+            (place / name).mkdir(parents=True)
+        if spec.model is not None:
+            self._artifacts.fetch_model(spec.model, place / "model")
+        for digest in spec.data:
+            self._artifacts.fetch_folder(digest, place / "data")
+
+    def _revive(self, place: Path, spec: ServerSpec, *, is_laid: bool) -> None:
+        """Start a server that does not run; after a crash only when its pause is over.
+
+        Raises:
+            TrustError: What it would load is not what it should be, or nobody signed it who is trusted.
+        """
         seen = self._seen.setdefault(spec.name, _Seen())
         if (place / "exit.json").exists():
             now = time.monotonic()
@@ -330,6 +342,10 @@ class LocalEngine:
         port = (_load(place / "port.json") or {})["port"]
         if _is_taken(port):
             return
+        if not is_laid:
+            # What it ran from may have been touched since, here or in the store.
+            self._launcher.check(spec.image)
+            self._lay(place, spec)
         self._supervise(place)
 
     def _server_state(self, place: Path) -> ServerState:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.adapters.ledger.disk import LOG, read_log, sync_folder
-from policies.errors import SilentError
-from policies.ledger import Line, decode
+from policies.errors import DesiredStateError, SilentError
+from policies.ledger import Line, decode, read_line
 from policies.records import spent_by, trial_of
 from policies.segments import Newest
 from policies.terms.record import Entry
@@ -173,13 +173,13 @@ class Copy:
             number: 0 for all.
             upto: The last one.
         """
-        yield from map(_entry, self._pages("spent = 0 and number < ? and", (upto,), after=number))
+        yield from map(self._entry, self._pages("spent = 0 and number < ? and", (upto,), after=number))
         if number < upto:
-            yield decode(self.line(upto), where=f"entry {upto}")
+            yield self._entry((upto, self.line(upto)))
 
     def every(self, *, upto: int) -> Iterator[Entry]:
         """All entries up to a number, in order."""
-        yield from map(_entry, self._pages("number <= ? and", (upto,), after=0))
+        yield from map(self._entry, self._pages("number <= ? and", (upto,), after=0))
 
     def of_axon(self, axon: str) -> Iterator[tuple[int, bytes]]:
         """Numbers and lines of one axon's entries, in order."""
@@ -195,6 +195,19 @@ class Copy:
             if len(found) < AT_ONCE:
                 return
             after = found[-1][0]
+
+    def _entry(self, found: tuple[int, bytes]) -> Entry:
+        """An entry whose bytes are what its digest says; where they are not, the copy is given up."""
+        number, raw = found
+        try:
+            line = read_line(raw, f"entry {number}")
+            if line.digest == line.covered:
+                return decode(raw, where=line.where)
+        except DesiredStateError:
+            pass
+        self.path.unlink(missing_ok=True)
+        text = f"entry {number} is not what its digest says; the copy is made anew from the branch"
+        raise SilentError(f"{self.path}: {text}", reason="LedgerCopyDamaged")
 
     def _known_in(self, rows: sqlite3.Connection) -> Known:
         head, number, digest = rows.execute("select head, number, digest from state").fetchone()
@@ -229,11 +242,6 @@ def read_folder(folder: Path) -> list[Entry]:
 def _row(line: Line) -> tuple[object, ...]:
     run = trial_of(line.kind, line.key)
     return line.number, _mark(line.key), _mark(run) if run else None, line.axon, line.raw
-
-
-def _entry(found: tuple[int, bytes]) -> Entry:
-    number, line = found
-    return decode(line, where=f"entry {number}")
 
 
 def _line(rows: sqlite3.Connection, number: int) -> bytes:

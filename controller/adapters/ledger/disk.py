@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from policies.errors import RefusedError, SilentError
-from policies.ledger import decode, encode
+from policies.errors import DesiredStateError, RefusedError, SilentError
+from policies.ledger import decode, encode, read_line
 from policies.terms.record import Entry
 
 LOG = "pending.jsonl"
@@ -62,7 +62,14 @@ def read_log(path: Path, *, mend: bool) -> list[Entry]:
     if torn and mend:
         with path.open("r+b") as file:
             file.truncate(len(data) - len(torn))
-    return [decode(line, where=f"{path}:{number}") for number, line in enumerate(whole.splitlines(), start=1) if line]
+    return [_checked(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), start=1) if line]
+
+
+def _checked(raw: bytes, where: str) -> Entry:
+    line = read_line(raw, where)
+    if line.digest != line.covered:
+        raise DesiredStateError(f"{where}: expected an entry as its digest says, it was changed", reason="BrokenEntry")
+    return decode(raw, where=where)
 
 
 def append(path: Path, entries: Sequence[Entry]) -> None:

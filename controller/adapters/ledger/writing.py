@@ -194,6 +194,9 @@ class GitLedger:
                 if line.number != number + 1 or (line.previous or "") != digest:
                     text = f"{line.where}: expected entry {number + 1} of the chain, got {line.number}; run `myelin verify`"
                     raise RefusedError(text, reason="LedgerBroken")
+                if line.digest != line.covered:
+                    text = f"{line.where}: expected entry {line.number} as its digest says, it was changed; run `myelin verify`"
+                    raise RefusedError(text, reason="LedgerBroken")
                 number, digest = line.number, line.digest
                 yield line
 

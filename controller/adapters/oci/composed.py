@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from controller.adapters.attest.sbom import sbom_of
-from controller.adapters.attest.signing import sign_image
+from controller.adapters.attest.signing import StatementSigner, say_again, sign_image
 from controller.adapters.attest.statements import PROVENANCE
-from controller.adapters.attest.verifying import ImageTrust, verify_image
+from controller.adapters.attest.verifying import REQUIRED, ImageTrust, examine, verify_image
 from controller.adapters.keys import ImageSigner
 from controller.adapters.models import verify_model
 from controller.adapters.oci.artifacts import MODE, files_of
@@ -47,12 +47,23 @@ class Composer:
         key: Signs composed images.
         trust: Whose images may be laid over.
         clock: Tells when, for provenance.
+        identity: Signs them as well, as an identity; None: the key alone does.
     """
 
-    def __init__(self, layout: Layout, folder: Path, key: ImageSigner, trust: ImageTrust, clock: Clock) -> None:
-        self._layout, self._folder, self._key = layout, folder, key
+    def __init__(
+        self,
+        layout: Layout,
+        folder: Path,
+        key: ImageSigner,
+        trust: ImageTrust,
+        clock: Clock,
+        *,
+        identity: StatementSigner | None = None,
+    ) -> None:
+        self._layout, self._folder, self._key, self._as_well = layout, folder, key, identity
         self._trust, self._clock = trust, clock
         self._working = threading.Lock()
+        self._admitted: dict[str, object] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def compose(self, image: Digest, places: Mapping[str, Sequence[Digest]]) -> Digest:
@@ -82,7 +93,8 @@ class Composer:
         try:
             with self._working:
                 known = read_memo(memo)
-                if known is not None and known["place"] == self._layout.reference and self._layout.has(known["digest"]):
+                is_known = known is not None and known["place"] == self._layout.reference and self._layout.has(known["digest"])
+                if is_known and self._is_admitted(known["digest"], wanted.get(MODEL, ())):
                     return Digest(known["digest"])
                 digest = self._found(name, inputs) or self._laid(name, image, wanted, inputs)
                 write_memo(memo, {"digest": digest, "place": self._layout.reference})
@@ -90,6 +102,35 @@ class Composer:
         except OSError as error:
             reason = "DiskFull" if error.errno == 28 else "Disk"
             raise SilentError(f"image store: {error.strerror or error}", reason=reason) from error
+
+    def _is_admitted(self, digest: str, models: Sequence[str]) -> bool:
+        """Whether what was composed before may still be loaded; False: nobody who is trusted now signed it.
+
+        Raises:
+            TrustError: Nobody who is trusted now signed a model in it, or something is missing or changed.
+        """
+        if self._admitted.get(digest) == (seen := self._stamp(digest, models)):
+            return True
+        # What is here is asked first: what ran goes on running while the registry is away.
+        here = Layout(self._layout.root)
+        for model in models:
+            try:
+                verify_model(here, model, self._trust)
+            except TrustError:
+                verify_model(self._layout, model, self._trust)
+        if not (self._is_signed(here, digest) or self._is_signed(self._layout, digest)):
+            return False
+        self._admitted[digest] = seen
+        return True
+
+    def _stamp(self, digest: str, models: Sequence[str]) -> tuple[object, ...]:
+        return tuple(self._layout.stamp(item) for item in (digest, *models))
+
+    def _is_signed(self, layout: Layout, digest: str) -> bool:
+        try:
+            return REQUIRED.keys() <= examine(layout, digest, self._trust).predicates.keys()
+        except TrustError:
+            return False
 
     def _found(self, name: str, inputs: Mapping[str, Any]) -> Digest | None:
         """What a controller with our keys composed of the same and pushed; None: nobody did."""
@@ -112,26 +153,11 @@ class Composer:
         below = verify_image(self._layout, image, self._trust)[PROVENANCE]
         for model in places.get(MODEL, ()):
             verify_model(self._layout, model, self._trust)
-        manifest = self._layout.manifest(image)
-        config = json.loads(self._layout.get(manifest["config"]["digest"]))
-        laid = [self._layer(place, artifact) for place, artifacts in places.items() for artifact in artifacts]
-        layers = [*manifest["layers"], *(layer.descriptor for layer in laid)]
-        if len(layers) > MOST_LAYERS:
-            text = f"image {image}: expected at most {MOST_LAYERS} layers with all data and models, got {len(layers)}"
-            raise DesiredStateError(text, reason="TooManyLayers")
-        diff_ids = [*config["rootfs"]["diff_ids"], *(layer.diff_id for layer in laid)]
-        config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
-        notes = {_annotation(place): ",".join(artifacts) for place, artifacts in places.items()}
-        composed = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": self._layout.descriptor(self._layout.put(canonical(config)), CONFIG),
-            "layers": layers,
-            "annotations": {**manifest.get("annotations", {}), IMAGE: str(image), **notes},
-        }
-        digest = self._layout.put(canonical(composed))
+        digest = compose_into(self._layout, image, places, self._layer)
         provenance = self._provenance(inputs)
         sign_image(self._layout, digest, self._key, provenance, sbom_of(digest, name, provenance, below))
+        if self._as_well is not None:
+            say_again(self._layout, digest, self._as_well, self._key)
         self._layout.tag(name, digest)
         self._layout.push(digest, tags=(name,))
         return digest
@@ -143,20 +169,9 @@ class Composer:
         known = read_memo(memo)
         if known is not None and self._layout.has(known["descriptor"]["digest"]):
             return Laid(descriptor=known["descriptor"], diff_id=known["diff_id"])
-        laid = lay(self._layout, self._files(place, artifact), folders=(place,))
+        laid = lay_artifact(self._layout, place, artifact)
         write_memo(memo, {"descriptor": laid.descriptor, "diff_id": laid.diff_id})
         return laid
-
-    def _files(self, place: str, artifact: str) -> dict[str, Filed]:
-        return {
-            f"{place}/{name}": Filed(
-                path=self._layout.path(item["digest"]),
-                digest=item["digest"],
-                size=int(item["size"]),
-                executable=item["annotations"].get(MODE) == "true",
-            )
-            for name, item in files_of(self._layout, artifact).items()
-        }
 
     def _provenance(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         used = [("image", inputs["image"])]
@@ -172,6 +187,58 @@ class Composer:
             },
             "runDetails": {"builder": {"id": COMPOSER}, "metadata": {"finishedOn": self._clock.now().isoformat()}},
         }
+
+
+def compose_into(layout: Layout, image: str, places: Mapping[str, Sequence[str]], layer: Callable[[str, str], Laid]) -> Digest:
+    """Write the image that artifacts make of another one; nothing is verified, signed or pushed.
+
+    Args:
+        layout: Where all of it is.
+        image: What lies below.
+        places: Folder -> artifacts, in order.
+        layer: Lays an artifact (place, digest).
+
+    Raises:
+        DesiredStateError: Too many layers.
+        TrustError: A blob is missing or changed.
+    """
+    manifest = layout.manifest(image)
+    config = json.loads(layout.get(manifest["config"]["digest"]))
+    laid = [layer(place, artifact) for place, artifacts in places.items() for artifact in artifacts]
+    layers = [*manifest["layers"], *(item.descriptor for item in laid)]
+    if len(layers) > MOST_LAYERS:
+        text = f"image {image}: expected at most {MOST_LAYERS} layers with all data and models, got {len(layers)}"
+        raise DesiredStateError(text, reason="TooManyLayers")
+    diff_ids = [*config["rootfs"]["diff_ids"], *(item.diff_id for item in laid)]
+    config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
+    notes = {_annotation(place): ",".join(artifacts) for place, artifacts in places.items()}
+    composed = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": layout.descriptor(layout.put(canonical(config)), CONFIG),
+        "layers": layers,
+        "annotations": {**manifest.get("annotations", {}), IMAGE: str(image), **notes},
+    }
+    return layout.put(canonical(composed))
+
+
+def lay_artifact(layout: Layout, place: str, artifact: str) -> Laid:
+    """The layer that lays an artifact's files into a folder of an image.
+
+    Raises:
+        DesiredStateError: A name that an image cannot hold.
+        TrustError: A blob is missing or changed.
+    """
+    files = {
+        f"{place}/{name}": Filed(
+            path=layout.path(item["digest"]),
+            digest=item["digest"],
+            size=int(item["size"]),
+            executable=item["annotations"].get(MODE) == "true",
+        )
+        for name, item in files_of(layout, artifact).items()
+    }
+    return lay(layout, files, folders=(place,))
 
 
 def inputs_of(layout: Layout, digest: str) -> dict[str, tuple[Digest, ...]]:

@@ -29,6 +29,8 @@ EMPTY = "application/vnd.oci.empty.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 REF_NAME = "org.opencontainers.image.ref.name"
 MOST_NOTED = 4096
+LARGEST_COMPARED_BYTES = 1 << 20
+"""What is put again is compared with what is here up to that size, so that a changed manifest comes back by itself."""
 NOTED_SECONDS = 600.0
 """How long a use that was noted counts as noted: who uses a blob all the time writes no more than that."""
 
@@ -106,10 +108,16 @@ class Layout:
     def put(self, data: bytes) -> Digest:
         """Keep bytes under their digest."""
         digest = digest_of(data)
-        if not self.is_whole(digest, len(data)):
+        if not self._holds(digest, data):
             with self.using():
                 write_whole(self.place(digest), data)
         return digest
+
+    def _holds(self, digest: str, data: bytes) -> bool:
+        """Whether a blob lies here as it should; of what is large, its size has to do."""
+        if not self.is_whole(digest, len(data)):
+            return False
+        return len(data) > LARGEST_COMPARED_BYTES or self.place(digest).read_bytes() == data
 
     def is_whole(self, digest: str, size: int) -> bool:
         """Whether a blob lies in this folder with all of its bytes, as far as their number tells."""
@@ -170,12 +178,29 @@ class Layout:
             self.check(blob)
 
     def stamp(self, digest: str) -> tuple[object, ...]:
-        """What differs once a file of a manifest's was touched, without reading all of them.
+        """What differs once a file of a manifest's, or of what is attached to it here, was touched; not all of them are read.
 
         Raises:
             TrustError: Anything is missing.
         """
-        return tuple(self._touched(blob) for blob in (digest, *self.named(digest)))
+        attached = [str(item["digest"]) for item in self.listed() if item.get("subject") == digest]
+        blobs = [*self.below(digest), *(blob for item in attached for blob in self.below(item))]
+        return tuple((blob, *self._touched(blob)) for blob in blobs)
+
+    def below(self, digest: str) -> tuple[str, ...]:
+        """A manifest with the blobs that it names; an index with those of all of its manifests.
+
+        Raises:
+            TrustError: One is missing or changed, or is no manifest.
+        """
+        listed = self.manifest(digest).get("manifests")
+        if listed is None:
+            return (digest, *self.named(digest))
+        try:
+            children = [str(item["digest"]) for item in listed]
+        except (KeyError, TypeError) as error:
+            raise TrustError(f"manifest {digest}: expected a list of manifests", reason="BadManifest") from error
+        return (digest, *(blob for child in children for blob in (child, *self.named(child))))
 
     def named(self, digest: str) -> tuple[str, ...]:
         """The blobs that a manifest names: its config, then its layers. Of an index: its manifests, and what they name."""
@@ -238,7 +263,7 @@ class Layout:
         Raises:
             TrustError: Something is missing and cannot be put back.
         """
-        gone = [blob for blob in (digest, *self.named(digest)) if not self.has(blob)]
+        gone = [blob for blob in self.below(digest) if not self.has(blob)]
         if gone:
             text = f"image {digest}: expected all of it in the store, missing: {', '.join(gone)}; build it again"
             raise TrustError(text, reason="BlobMissing")
@@ -274,6 +299,14 @@ class Layout:
             value = json.loads((self.root / "index.json").read_bytes())
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+        except ValueError:
+            value = None
+        listed = value.get("manifests") if isinstance(value, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(item, dict) and "digest" in item for item in listed):
+            text = (
+                "expected the list of what is in the store, got another document; delete it, and what is needed is listed again"
+            )
+            raise TrustError(f"{self.root / 'index.json'}: {text}", reason="StoreDamaged")
         return dict(value)
 
     @contextmanager

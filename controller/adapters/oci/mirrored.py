@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from controller.adapters.oci.layout import MANIFEST, Layout, disk_error
 from controller.adapters.oci.one_each import OneEach
 from controller.adapters.oci.references import held_tag
 from controller.adapters.oci.registry import BlobsUnknownError, Registry, is_tag
 from controller.adapters.oci.seen import Seen
-from policies.errors import TrustError
+from policies.errors import OutsideError, TrustError
 from policies.terms.digest import Digest
 
+Read = TypeVar("Read")
 PUSH_THREADS = 2
 MOST_LOOKS = 3
 """How often a push begins again because a clean-up of the registry removed what it had brought."""
@@ -69,6 +70,14 @@ class MirroredLayout(Layout):
         # Nobody may clear the cache of what is about to be read.
         self.note(digest)
         return place
+
+    def get(self, digest: str) -> bytes:
+        """A blob's bytes; where they were changed in this folder, the registry's take their place."""
+        return self._mended_here(digest, super().get)
+
+    def check(self, digest: str) -> None:
+        """Check a blob; the same."""
+        self._mended_here(digest, super().check)
 
     def has(self, digest: str) -> bool:
         """Whether a blob or manifest is here or in the registry; nothing is fetched."""
@@ -312,6 +321,19 @@ class MirroredLayout(Layout):
 
     def _missing(self, digest: str) -> TrustError:
         return TrustError(f"blob {digest}: expected it here or in {self.reference}, it is missing", reason="BlobMissing")
+
+    def _mended_here(self, digest: str, read: Callable[[str], Read]) -> Read:
+        try:
+            return read(digest)
+        except TrustError as error:
+            if error.reason != "BlobChanged":
+                raise
+            try:
+                self._fetch(digest)
+            except (TrustError, OutsideError):
+                # What is here may be all that there is: it stays as it is, and is not used.
+                raise error from None
+            return read(digest)
 
     def _fetch(self, digest: str) -> None:
         try:

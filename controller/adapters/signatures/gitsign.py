@@ -52,7 +52,7 @@ class Gitsign:
     def _verifier(self) -> Verifier:
         from sigstore.verify import Verifier
 
-        return Verifier(trusted_root=_trusted_root(self._root))
+        return Verifier(trusted_root=trusted_root(self._root))
 
     def check_root(self) -> None:
         """See that the trusted root can be read.
@@ -60,7 +60,7 @@ class Gitsign:
         Raises:
             TrustError: It cannot.
         """
-        _trusted_root(self._root)
+        trusted_root(self._root)
 
     def read(self, armored: str, data: bytes) -> Signature:
         """What an armored signature says of `data`. Valid means: by the root, that identity signed this, at that time."""
@@ -84,7 +84,7 @@ class Gitsign:
             raise
         except Exception as error:  # noqa: BLE001  whatever a crafted message makes the libraries raise, it does not count
             who = f" of {named}" if named else ""
-            fault = f"the Sigstore signature{who} does not hold: {_first_line(error)}"
+            fault = f"the Sigstore signature{who} does not hold: {first_line(error)}"
             return Signature(kind="sigstore", key=key, fingerprint=named, valid=False, fault=fault)
         return Signature(kind="sigstore", key=key, fingerprint=f"{named} ({issuer})", valid=True, at=at)
 
@@ -276,7 +276,12 @@ def _identity(extensions: dict[str, bytes], *, san: str) -> tuple[str, str]:
     return name, issuer
 
 
-def _trusted_root(text: str) -> TrustedRoot:
+def trusted_root(text: str) -> TrustedRoot:
+    """The trusted root in a text; empty: that of the public good instance.
+
+    Raises:
+        TrustError: It is none.
+    """
     from importlib import resources
     from urllib.parse import quote
 
@@ -292,7 +297,7 @@ def _trusted_root(text: str) -> TrustedRoot:
         try:
             return TrustedRoot.from_file(file.name)
         except Exception as error:
-            why = _first_line(error)
+            why = first_line(error)
             text = f"sigstoreRoot: expected a trusted root of Sigstore as JSON, got another text ({why})"
             raise TrustError(text, reason="NoRoot") from error
 
@@ -301,5 +306,6 @@ def _text64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")[:200]

@@ -107,7 +107,7 @@ class Embedded:
 
     def trusted_root(self) -> str:
         """What whoever verifies has to know, as JSON."""
-        return canonical(_trusted_root(self.authority)).decode()
+        return root_of(self.authority)
 
     def trust_config(self, url: str, log_url: str = "") -> str:
         """What whoever signs here has to know: the trusted root, and where authority and log are served.
@@ -149,6 +149,11 @@ class Embedded:
 def identity_of(namespace: str, project: str) -> str:
     """Whom the certificates of a project's controller name."""
     return f"https://myelin/{namespace}/{project}"
+
+
+def root_of(authority: Authority) -> str:
+    """What whoever verifies what it vouched for has to know: the trusted root, as JSON."""
+    return canonical(_trusted_root(authority)).decode()
 
 
 def merged_roots(root: str, *older: str) -> str:

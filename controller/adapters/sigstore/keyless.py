@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from controller.adapters.clock import SystemClock
-from controller.adapters.signatures.gitsign import _trusted_root
+from controller.adapters.signatures.gitsign import trusted_root
 from policies.errors import ControllerError, OutsideError, RefusedError, SilentError, TrustError
 
 if TYPE_CHECKING:
@@ -100,6 +100,15 @@ class Keyless:
             made.verifier.verify_dsse(bundle, _named(*made.identity))
         return bundle.to_json().encode()
 
+    def sign_statements(self, statements: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Sign several statements, one after the other.
+
+        Raises:
+            OutsideError: As `sign_statement`.
+            TrustError: As `sign_statement`.
+        """
+        return tuple(map(self.sign_statement, statements))
+
     def _signed(self, act: Callable[[Signer], Bundle]) -> tuple[_Made, Bundle]:
         made = self._ready()
         # Rekor's connection belongs to the thread, so its patience is set in the thread that signs.
@@ -173,7 +182,7 @@ class KeylessRoot:
     def __init__(self, root: str = "") -> None:
         from sigstore.verify import Verifier
 
-        held = _trusted_root(_root_in(root))
+        held = trusted_root(_root_in(root))
         with _distrusted("sigstore", "a trusted root as JSON"):
             self._verifier = Verifier(trusted_root=held)
             # Its keys are asked for at each verification and would be read anew each time; they do not change.

@@ -25,6 +25,8 @@ from reconcilers.ports import Ledger
 
 KIND = "log"
 """Kind of a statement that is a leaf; folding the ledger passes it over."""
+NOT_PUSHED = "LogNotPushed"
+"""Reason where new leaves only wait for the ledger's next push."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +89,32 @@ class LedgerLeaves:
         """Ledger's numbers of the leaves, by place."""
         self._read, self._head = 0, ""
         """Number and digest of the last entry that was looked at."""
+        self._is_away = False
+        """Whether the branch could not be reached the last time."""
 
     def append(self, leaves: Sequence[Leaf]) -> None:
-        """As `Leaves.append`: it pushes the ledger."""
+        """As `Leaves.append`: it pushes the ledger.
+
+        While the branch cannot be reached nothing more is recorded: each try to sign may come with other bytes.
+        """
+        if self._is_away:
+            self._push()
         self._ledger.record([statement_of(leaf) for leaf in leaves])
-        self._ledger.push()
+        self._push()
         if self._ledger.pending():
             text = (
                 "transparency log: expected its new entries on the ledger's branch, they still wait to be pushed; looking again"
             )
-            raise SilentError(text, reason="LogNotPushed")
+            raise SilentError(text, reason=NOT_PUSHED)
+
+    def _push(self) -> None:
+        self._is_away = True
+        try:
+            self._ledger.push()
+        except SilentError as error:
+            text = "transparency log: expected the ledger's branch to take its entries, signing waits for it"
+            raise SilentError(f"{text}: {error.message}", reason=error.reason) from error
+        self._is_away = False
 
     def since(self, place: int) -> Iterator[Leaf]:
         """As `Leaves.since`.

@@ -9,16 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from controller.adapters.clock import SystemClock
@@ -39,54 +37,10 @@ from policies.errors import ControllerError, DesiredStateError, RefusedError, Si
 LARGEST_BODY_BYTES = 1 << 20
 LARGEST_PAYLOAD_BYTES = 256 * 1024
 """Of an envelope, as base64; the log keeps its digest, not it."""
-TURN_SECONDS = 20.0
 _HEX = re.compile(r"[0-9a-f]{64}")
 _UUID = re.compile(r"(?:[0-9a-f]{16})?([0-9a-f]{64})")
 _ENTRY = "/api/v1/log/entries/"
-T = TypeVar("T")
 Answer = tuple[int, Mapping[str, str], bytes]
-
-
-class Turn:
-    """Lets other threads have something done by the one that the project's ledger belongs to.
-
-    Args:
-        wake: Tells that thread that somebody waits.
-        patience_seconds: How long somebody waits at most.
-    """
-
-    def __init__(self, wake: Callable[[], None], *, patience_seconds: float = TURN_SECONDS) -> None:
-        self._wake, self._patience_seconds = wake, patience_seconds
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-
-    def __call__(self, act: Callable[[], T]) -> T:
-        """Have something done, and return what came of it.
-
-        Raises:
-            SilentError: Nobody did it in time; it is not done afterwards either.
-        """
-        told: Future[T] = Future()
-        self._asked.put((act, told))
-        self._wake()
-        try:
-            return told.result(self._patience_seconds)
-        except TimeoutError:
-            if told.cancel():
-                raise SilentError("transparency log: expected the project's turn soon, it is busy; ask again") from None
-            return told.result()
-
-    def work(self) -> None:
-        """Do what others wait for; called by the thread that the ledger belongs to."""
-        while True:
-            try:
-                act, told = self._asked.get_nowait()
-            except queue.Empty:
-                return
-            if told.set_running_or_notify_cancel():
-                try:
-                    told.set_result(act())
-                except BaseException as error:  # noqa: BLE001  it is that of who asked, and is raised there
-                    told.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +59,7 @@ class Served:
         verify: Says whose an identity token is, and who says so; raises `RefusedError`. See `tokens.Tokens`.
         url: Where it is reached, for the client trust configuration.
         log_url: Where its log is reached, if elsewhere.
-        in_turn: Does what needs the log, where the ledger belongs to another thread; see `Turn`.
+        in_turn: Does what needs the log, where the ledger belongs to another thread; see `turn.Turn`.
         now: The clock.
     """
 

@@ -19,6 +19,8 @@ from policies.errors import RefusedError
 
 AUDIENCE = "sigstore"
 LARGEST_CHARACTERS = 16384
+ACCOUNTS = "https://kubernetes.io/namespaces"
+"""How Fulcio calls service accounts: `…/<namespace>/serviceaccounts/<name>`."""
 LEEWAY_SECONDS = 5
 """What the clocks of issuer and controller may be apart."""
 _ACCOUNT = re.compile(r"system:serviceaccount:([a-z0-9-]{1,63}):([a-z0-9.-]{1,253})")
@@ -83,7 +85,7 @@ def service_account_of(claims: Mapping[str, Any]) -> str:
     found = _ACCOUNT.fullmatch(str(claims.get("sub")))
     if found is None:
         raise _refused("one of a service account")
-    return f"https://kubernetes.io/namespaces/{found[1]}/serviceaccounts/{found[2]}"
+    return f"{ACCOUNTS}/{found[1]}/serviceaccounts/{found[2]}"
 
 
 def subject_of(token: str) -> tuple[str, ...]:

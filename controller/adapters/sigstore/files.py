@@ -1,0 +1,12 @@
+"""What the files of key-less signing are called, in a folder of keys and as keys of a Secret."""
+
+CONFIG = "sigstore.json"
+"""The client trust configuration of an instance elsewhere; an empty one is the public good instance."""
+IDENTITY = "sigstore.identity"
+"""One line, `<identity> <issuer>`: whom that instance calls us."""
+SEED = "sigstore.seed"
+"""What an embedded instance derives from."""
+TOKEN = "identity.token"
+"""An identity token that somebody renews."""
+TOKEN_VARIABLE = "MYELIN_IDENTITY_TOKEN_FILE"
+"""Names the token's file where it lies elsewhere: a cluster's projected token."""
