@@ -10,7 +10,7 @@ import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.registry import Registry
 from policies.errors import ControllerError, DesiredStateError, RefusedError, SilentError
 from policies.reproducibility import judge
-from policies.terms.build import BuildRules
+from policies.terms.build import BaseSigner, BuildRules
 from policies.terms.digest import digest_of
 from policies.terms.secret import Secret
 from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry
@@ -396,7 +396,7 @@ def test_what_cannot_be_built_is_refused_with_file_and_line(
 
 
 def test_the_project_may_refuse_an_image_before_anything_of_it_is_fetched(place: Place) -> None:
-    def refuse(reference: str) -> None:
+    def refuse(reference: str, signers: Sequence[BaseSigner]) -> None:
         raise RefusedError(f"{reference}: expected a signature", reason="BaseUnsigned")
 
     driver = BuildahDriver(place.folder / "builds", Pins(place.layout, access, refuse))

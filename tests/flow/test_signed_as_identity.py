@@ -31,6 +31,7 @@ from controller.adapters.oci.registry import Access, Registry
 from controller.adapters.sigstore.authority import Authority
 from controller.adapters.sigstore.choosing import make_seed
 from controller.adapters.sigstore.embedded import ISSUER, Embedded
+from controller.adapters.sigstore.keyless import verify_statement
 from controller.adapters.sigstore.leaves import MemoryLeaves
 from controller.adapters.sigstore.served import Served, serve
 from controller.adapters.sigstore.tokens import Tokens
@@ -40,7 +41,7 @@ from controller.loop import Report, run_pass
 from controller.project import Place
 from controller.stopping import stop_servers
 from controller.wiring import Wired, wire
-from policies.errors import SilentError
+from policies.errors import SilentError, TrustError
 from policies.terms.digest import Digest
 from policies.terms.secret import Secret
 from policies.terms.task import ImageSpec, ImageState
@@ -206,26 +207,33 @@ def test_a_clone_that_trusts_the_identity_alone_verifies_all_of_it(told: Told) -
         origin.with_suffix(".away").rename(origin)
 
 
-def test_a_bundle_of_which_a_bit_is_flipped_is_passed_over_and_no_other_word_counts(told: Told) -> None:
+def test_a_bundle_of_which_a_bit_is_flipped_is_refused_and_no_other_word_counts(told: Told) -> None:
     story, image, _ = told
-    place = story.elsewhere("flipped")
+    place, root = story.elsewhere("flipped"), story.root()
     layout = Layout(place.state / "store")
     for path, bundle in bundles(layout, image):
         whole = path.read_bytes()
-        where = {
-            "signature": bundle["dsseEnvelope"]["signatures"][0]["sig"],
-            "payload": bundle["dsseEnvelope"]["payload"],
-            "certificate": bundle["verificationMaterial"]["certificate"]["rawBytes"],
-            "proof": bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]["rootHash"],
-            "promise": bundle["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"]["signedEntryTimestamp"],
-        }
-        for part in where.values():
+        entry = bundle["verificationMaterial"]["tlogEntries"][0]
+        payload = base64.b64decode(bundle["dsseEnvelope"]["payload"])
+        assert verify_statement(whole, root, WHO, ISSUER) == payload
+        for part in (
+            bundle["dsseEnvelope"]["signatures"][0]["sig"],
+            bundle["dsseEnvelope"]["payload"],
+            bundle["verificationMaterial"]["certificate"]["rawBytes"],
+            entry["inclusionProof"]["rootHash"],
+            entry["inclusionProof"]["checkpoint"]["envelope"].splitlines()[2],
+            entry["inclusionPromise"]["signedEntryTimestamp"],
+            entry["canonicalizedBody"],
+        ):
             at = whole.index(part.encode()) + len(part) // 2
-            path.write_bytes(whole[:at] + (b"A" if whole[at : at + 1] != b"A" else b"B") + whole[at + 1 :])
-            ((_, ok, _),) = checked(place, "image")
-            # Of the bill of materials Myelin asks nothing; signature and provenance have to hold.
-            assert ok is (json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicateType"] == SBOM)
-            path.write_bytes(whole)
+            flipped = whole[:at] + (b"A" if whole[at : at + 1] != b"A" else b"B") + whole[at + 1 :]
+            with pytest.raises(TrustError):
+                verify_statement(flipped, root, WHO, ISSUER)
+        # In the store it is passed over, as are the words of the key, which is not trusted there.
+        path.write_bytes(flipped)
+        ((_, ok, _),) = checked(place, "image")
+        assert ok is False or json.loads(payload)["predicateType"] == SBOM
+        path.write_bytes(whole)
     assert checked(place, "image") == [("image", True, "")]
 
 

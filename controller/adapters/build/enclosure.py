@@ -44,6 +44,8 @@ _ASKED = (
 )
 _USERS = {"passwd": "root:x:0:0:root:/root:/bin/sh\n", "group": "root:x:0:\n"}
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_FILE_SIGNAL = 128 + 25
+"""How a shell's child ends that wrote beyond the size that one file may have (SIGXFSZ)."""
 _FULL = "no space left on device"
 _MEMORY = re.compile(r"MemoryError|Cannot allocate memory|[Oo]ut of memory|bad_alloc|memory exhausted")
 _FILE = re.compile(r"File too large|[Ff]ile size limit")
@@ -157,7 +159,7 @@ class Enclosure:
         hint = ""
         if any(_MEMORY.search(line) for line in ended.last):
             hint = f"; a process may have {self.bounds.memory_bytes} bytes (spec.builder.limits.memory)"
-        elif any(_FILE.search(line) or _FULL in line.lower() for line in ended.last):
+        elif ended.code == _FILE_SIGNAL or any(_FILE.search(line) or _FULL in line.lower() for line in ended.last):
             hint = f"; a file may have {self.bounds.disk_bytes} bytes (spec.builder.limits.disk)"
         text = f"{self.subject}: {what}: expected exit code 0, got {ended.code}{_quoted(ended.last)}{hint}"
         return DesiredStateError(text, reason="BuildFailed")
