@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from controller.adapters.build.standards import host, platforms_of, rank_of
+from policies.locks import Target
 from tests.cluster import cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,3 +40,13 @@ def _fetch(place: Path) -> None:
     for lock in locks():
         cache.say(f"wheels: fetching those of {lock.relative_to(ROOT)}")
         subprocess.run([*command, "-r", str(lock)], env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, check=True)
+    # Images take wheels that run on older systems than this one may be; this machine's own pip prefers the newest.
+    machine = host()
+    target = Target(python=machine.python, platform=machine.platform)
+    others = sorted(path for path in place.glob("*.whl") if rank_of(path.name, target) is None)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(place)]
+    download += [word for name in platforms_of(target) for word in ("--platform", name)]
+    for path in others:
+        name, version = path.name.split("-")[:2]
+        cache.say(f"wheels: fetching {name} {version} for older systems")
+        subprocess.run([*download, f"{name}=={version}"], check=True)
