@@ -23,7 +23,7 @@ from controller.adapters.image_source import SourceReader
 from controller.adapters.keys import ImageSigner
 from controller.adapters.oci.access import Access, access_on_this_machine
 from controller.adapters.oci.assembly import read_memo, write_memo
-from controller.adapters.oci.layout import Layout
+from controller.adapters.oci.layout import Layout, Stamp
 from policies.errors import ControllerError, OutsideError, TrustError
 from policies.retries import pause_seconds
 from policies.terms.digest import Digest
@@ -31,7 +31,7 @@ from policies.terms.task import ImageSpec, ImageState
 from reconcilers.ports import Clock, Repository
 
 VERIFIED_SECONDS = 0.5
-"""How long a look at an image's files counts: one pass may ask for the same image for hundreds of jobs."""
+"""How long it counts what an image consists of: one pass may ask for the same image for hundreds of jobs."""
 LONGEST_TAG = 128
 faults = logging.getLogger("myelin.faults")
 
@@ -76,7 +76,7 @@ class SignedImages:
         self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root)
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
-        self._verified: dict[str, tuple[object, ...]] = {}
+        self._verified: dict[str, Stamp] = {}
         self._renewals: dict[str, tuple[int, float]] = {}
         """Digest -> how often somebody who signs could not yet, and when it is tried again."""
         self._unsigned: dict[str, tuple[Built, dict[str, Any]]] = {}
@@ -123,13 +123,15 @@ class SignedImages:
     def verify(self, digest: Digest) -> None:
         """Check blobs, signature and provenance of an image; what did not change since is not read again."""
         now = time.monotonic()
-        if now - self._looked_at.get(digest, -VERIFIED_SECONDS) < VERIFIED_SECONDS:
+        known = self._verified.get(digest)
+        is_recent = now - self._looked_at.get(digest, -VERIFIED_SECONDS) < VERIFIED_SECONDS
+        if is_recent and known is not None and self._layout.is_stamped(known):
             return
         # A registry's clean-up may have taken what is deployed already.
         self._layout.mend(digest)
         seen = self._layout.stamp(digest)
         tries, again_at = self._renewals.get(digest, (0, 0.0))
-        if self._verified.get(digest) == seen and not (tries and now >= again_at):
+        if known == seen and not (tries and now >= again_at):
             self._looked_at[digest] = now
             return
         postponed: list[OutsideError] = []

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,7 +116,7 @@ class StoreChecks:
             return
         kind = kind or self._kind_of(self._layout, digest)
         check = {"image": self._image, "model": self._model, "data": self._data}[kind]
-        done = _tried(kind, digest, lambda layout=self._layout: check(layout, digest))
+        done = _tried(kind, digest, partial(check, self._layout, digest))
         yield done
         if kind == "image" and self._rebuilds and is_rebuilt and done.ok:
             yield self._rebuilt(self._layout, digest)

@@ -34,7 +34,7 @@ from policies.terms.build import NO_RULES, BuildRules
 from policies.terms.digest import Digest, digest_of
 from policies.terms.task import ImageSpec, ImageState
 from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry, with_passwords
-from tests.controller.tiny_base import USUAL, part, push
+from tests.controller.tiny_base import USUAL, part, push, push_index
 from tests.fakes.provenance import trust_in, where_from
 
 needs_registry = pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is one")
@@ -382,6 +382,37 @@ def test_an_image_that_exists_is_taken_as_it_is_where_the_manifest_says_so(pushe
         notes = layout.manifest(stamped)["annotations"]
         assert notes["org.opencontainers.image.revision"] == spec.commit
         assert notes["org.opencontainers.image.created"] == "2026-01-31T00:00:00Z"
+
+
+@needs_registry
+def test_an_index_of_two_kinds_of_machine_has_the_wheels_of_each(pushes: Pushes) -> None:
+    repository = f"{pushes.server.address}/bases"
+    with closing(Registry(pushes.access(repository))) as registry:
+        parts = [part(USUAL)]
+        machines = {name: push(registry, pushes.folder / name, parts, architecture=name) for name in ("amd64", "arm64")}
+        base = f"{repository}@{push_index(registry, machines)}"
+    spec = pushes.spec({"src/app.py": b"print(10)\n"}, base)
+    spec = replace(spec, rules=BuildRules(platforms=("linux/amd64", "linux/arm64")))
+    with pushes.controller("one") as (images, layout):
+        digest = built(images, spec)
+        images.verify(digest)
+        index = layout.manifest(digest)
+        assert [item["platform"]["architecture"] for item in index["manifests"]] == ["amd64", "arm64"]
+        wheels = images.look(spec).materials["wheels"]  # type: ignore[union-attr]
+        machines_of = {name: [file for file in wheels if name in file] for name in ("x86_64", "aarch64")}
+        assert len(machines_of["x86_64"]) == len(machines_of["aarch64"]) > 2
+        for item in index["manifests"]:
+            own = {"amd64": "x86_64", "arm64": "aarch64"}[item["platform"]["architecture"]]
+            names = set()
+            for layer in layout.manifest(item["digest"])["layers"]:
+                with tarfile.open(layout.path(layer["digest"])) as archive:
+                    names |= {name for name in archive.getnames() if name.endswith(".so")}
+            assert names
+            assert all(own in name for name in names), names
+    # Whoever has nothing pulls all of it.
+    with pushes.controller("two") as (images, _):
+        images.verify(digest)
+        assert built(images, spec) == digest
 
 
 @needs_registry

@@ -27,6 +27,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+Stamp = tuple[tuple[str, tuple[int, ...]], ...]
+"""Blobs, each with what changes when somebody writes to its file."""
 REF_NAME = "org.opencontainers.image.ref.name"
 MOST_NOTED = 4096
 LARGEST_COMPARED_BYTES = 1 << 20
@@ -177,7 +179,7 @@ class Layout:
         for blob in self.named(digest):
             self.check(blob)
 
-    def stamp(self, digest: str) -> tuple[object, ...]:
+    def stamp(self, digest: str) -> Stamp:
         """What differs once a file of a manifest's, or of what is attached to it here, was touched; not all of them are read.
 
         Raises:
@@ -185,7 +187,14 @@ class Layout:
         """
         attached = [str(item["digest"]) for item in self.listed() if item.get("subject") == digest]
         blobs = [*self.below(digest), *(blob for item in attached for blob in self.below(item))]
-        return tuple((blob, *self._touched(blob)) for blob in blobs)
+        return tuple((blob, self._touched(blob)) for blob in blobs)
+
+    def is_stamped(self, seen: Stamp) -> bool:
+        """Whether nothing of what a stamp is of was touched since."""
+        try:
+            return all(self._touched(blob) == touched for blob, touched in seen)
+        except TrustError:
+            return False
 
     def below(self, digest: str) -> tuple[str, ...]:
         """A manifest with the blobs that it names; an index with those of all of its manifests.
