@@ -62,8 +62,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   `kubernetes.io/dockerconfigjson`, to push with; its key `ca.crt` may hold the registry's own authority |
   pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
   without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem`, and perhaps `controller.asc`, an
-  OpenPGP one for commits, and `sigstore.seed` or `sigstore.json`, as `docs/how-to/verify-images.md` says || Trust: signers = who may
-  change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
+  OpenPGP one for commits, and `sigstore.seed` or `sigstore.json`, as `docs/how-to/verify-images.md` says || Trust: signers =
+  who may change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
   unsafe_unsigned_commits = act on unsigned commits | sigstore_root = trusted root of a Sigstore instance as JSON; none: the
   public good one || Signer: ssh = public key, `ssh-ed25519 AAAA…` | openpgp = armored OpenPGP certificate | identity = signer
   as the issuer knows them | issuer = who vouches | paths = what this signer may change; none: all | valid_from = first
@@ -84,7 +84,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   and then nothing that differs is promoted | buildkit = address of a BuildKit that builds Dockerfiles | limits = of one build
   by Dockerfile || ImageSigner: key = public key, PEM | identity = signer as the issuer knows them | issuer = who vouches ||
   BuildLimits: memory = most of it | disk = most of it | time = longest || Limits: runs_per_day = most runs in a day |
-  retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day | max_concurrent_jobs = most jobs at a time || Policy: on =
+  retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day |
+  max_concurrent_jobs = most jobs at a time || Policy: on =
   what it judges; kubectl wants it quoted, `"on"` | require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for
   `{{workflow.parameters.NAME}}` | artifacts = source of images | volume_claim_template = claim of a shared volume | volume =

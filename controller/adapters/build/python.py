@@ -22,7 +22,7 @@ from controller.adapters.build.locks import read_lock
 from controller.adapters.build.resolving import Resolver
 from controller.adapters.build.s2i import Derived, InstallScripts, profile_of, script_of
 from controller.adapters.build.scanning import ScannedBlobs, refuse_secrets
-from controller.adapters.build.standards import host
+from controller.adapters.build.standards import host, rank_of
 from controller.adapters.build.wheel_store import Wheel
 from controller.adapters.image_source import SourceReader
 from controller.adapters.oci.assembly import (
@@ -224,7 +224,7 @@ class PythonBuilder:
             runtime = (package_folder("myelin") / "requirements.txt").read_text()
             lock = read_lock(folder.texts, spec.folder, target, resolver, rules=spec.rules, runtime=runtime)
         else:
-            lock = _lock_of(known)
+            lock = _lock_of(known, target)
         base = self._base(spec, platform, progress)
         derived = self._derived(spec, folder, base, progress)
         wheels = fetch_wheels(lock, self._folder / "wheels", target, index=spec.rules.index, progress=progress)
@@ -327,11 +327,13 @@ def _compiler(version: str, folder: Path) -> Compiler:
     return found
 
 
-def _lock_of(provenance: Mapping[str, Any]) -> Lock:
-    """The lock that an image was made by, out of its provenance: exactly these wheels."""
+def _lock_of(provenance: Mapping[str, Any], target: Target) -> Lock:
+    """The lock that an image was made by, out of its provenance: exactly these wheels, as far as they are for a target."""
     inner = provenance["buildDefinition"]["internalParameters"].get("lock", {})
     wheels = []
     for file, digest in materials_of(provenance)["wheels"].items():
+        if rank_of(file, target) is None:
+            continue
         name, version = file.split("-")[:2]
         plain = name.replace("_", "-").lower()
         wheels.append(Wanted(name=plain, version=version, hashes=(Digest(digest),), line=0, file=file))

@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,9 +292,10 @@ def read_memo(path: Path) -> Any:
 
 def write_memo(path: Path, value: Any) -> None:
     """Remember a value, whole or not at all."""
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(canonical(value))
-    os.replace(temporary, path)
+    # A name of its own: two builders of one folder may remember the same thing at once.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="new-", delete=False) as file:
+        file.write(canonical(value))
+    os.replace(file.name, path)
 
 
 def package_folder(name: str) -> Path:
