@@ -166,6 +166,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
                 clock,
                 wake,
                 secrets=secrets_in(state / "secrets"),
+                reads_disk=True,
                 sigstore_root=trust.sigstore_root,
                 sources=sources,
                 identity=identity,

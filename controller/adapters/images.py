@@ -50,6 +50,7 @@ class SignedImages:
         access_for: Repository of a base image, `host[:port]/path` -> how to reach it.
         secrets: Reads the secrets that builds name.
         sigstore_root: Trusted root for base images that were signed by an identity.
+        reads_disk: Whether base images may lie in OCI layouts on this machine.
         sources: Opens other repositories; None: only the watched one is built from.
         identity: Signs images as well, as an identity; None: the key alone does.
     """
@@ -66,6 +67,7 @@ class SignedImages:
         access_for: Callable[[str], Access] = partial(access_on_this_machine, environ=os.environ),
         secrets: Secrets = no_secrets,
         sigstore_root: str = "",
+        reads_disk: bool = False,
         sources: OtherRepositories | None = None,
         identity: StatementSigner | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class SignedImages:
         self._key, self._trust, self._clock, self._wake = key, trust, clock, wake
         self._as_well = identity
         reader = SourceReader(repository, sources, folder / "lfs")
-        self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root)
+        self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root, reads_disk=reads_disk)
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, Stamp] = {}

@@ -76,7 +76,8 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   a Secret, in the Project object of a cluster || SecretKey: key = in its data || Review: reviewers = user names on the forge
   | approvals = people who must approve the very evidence before `myelin/review` says success | author_is_enough = whether the
   training commit's signer may be the only one || Source: submodules = read their content too | largest_file = larger files
-  are refused before they are read || Author: email = address in commits || Builder: base = base image by digest, or `host` |
+  are refused before they are read || Author: email = address in commits || Builder: base =
+  base image by digest, also `oci:/folder@sha256:…` on one machine, or `host` |
   base_signers = one of these must have signed it; none: its digest is enough | index = where wheels come from | require_hashes
   = refuse unlocked requirements | allow_source_distributions = run their setup code | precompile = add a layer of compiled
   modules; none: to images that serve | platforms = `linux/amd64`, `linux/arm64`; none: the controller's own | stamp = write

@@ -17,7 +17,7 @@ from controller.adapters.attest.statements import LARGEST_BUNDLE_BYTES, SIGNATUR
 from controller.adapters.attest.verifying import Identity, ImageTrust, examine, signed_by
 from controller.adapters.keys import hint_of, image_public
 from controller.adapters.oci.assembly import read_memo, write_memo
-from controller.adapters.oci.registry import Registry
+from controller.adapters.oci.on_disk import Source
 from policies.canonical import digest_value
 from policies.errors import TrustError
 from policies.terms.build import BaseSigner
@@ -38,7 +38,7 @@ class BaseSigners:
     def __init__(self, folder: Path, root: str = "") -> None:
         self._folder, self._root = folder, root
 
-    def check(self, source: Registry, reference: str, digest: str, signers: Sequence[BaseSigner]) -> str:
+    def check(self, source: Source, reference: str, digest: str, signers: Sequence[BaseSigner]) -> str:
         """See that one of some signers signed a base image; their name, empty where nobody has to.
 
         Args:
@@ -101,7 +101,7 @@ class BaseSigners:
 class _Remote:
     """What is attached to an image in a registry; nothing is kept."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Source) -> None:
         self._registry = registry
 
     def get(self, digest: str) -> bytes:

@@ -34,6 +34,7 @@ def drivers(
     secrets: Secrets,
     *,
     sigstore_root: str = "",
+    reads_disk: bool = False,
     pins: Pins | None = None,
 ) -> Mapping[str, Driver]:
     """Ways to build, by what a manifest asks for.
@@ -45,9 +46,10 @@ def drivers(
         access_for: Repository `host[:port]/path` -> how to reach it, for base images.
         secrets: Reads the secrets that builds name.
         sigstore_root: Trusted root for base images that were signed by an identity.
+        reads_disk: Whether base images may lie in OCI layouts on this machine.
         pins: What the images of Dockerfiles are pinned by; None: by what their tags name now.
     """
-    bases = Bases(layout, folder / "bases", access_for, sigstore_root=sigstore_root)
+    bases = Bases(layout, folder / "bases", access_for, sigstore_root=sigstore_root, reads_disk=reads_disk)
     pinned = pins if pins is not None else Pins(layout, access_for, bases.check_signed)
 
     def one(address: str) -> ByFile:

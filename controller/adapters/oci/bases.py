@@ -22,6 +22,7 @@ from typing import IO, Any
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.assembly import PLATFORM, PYTHON, Base, read_memo, write_memo
 from controller.adapters.oci.layout import LAYER, Layout
+from controller.adapters.oci.on_disk import SCHEME, LayoutOnDisk, Source
 from controller.adapters.oci.registry import Registry
 from policies.errors import DesiredStateError, OutsideError, RefusedError, SilentError, TrustError
 from policies.terms.build import BaseSigner
@@ -68,6 +69,7 @@ class Bases:
         access_for: Repository `host[:port]/path` -> how to reach it.
         python: The minor version that a base must have, as wheels are chosen for it.
         sigstore_root: By which identities are known that sign bases, as JSON; empty: that of the public good instance.
+        reads_disk: Whether a base may lie in an OCI layout on this machine.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class Bases:
         *,
         python: str = PYTHON,
         sigstore_root: str = "",
+        reads_disk: bool = False,
     ) -> None:
         self._layout, self._folder, self._access_for, self._python = layout, folder, access_for, python
-        self._root = sigstore_root
+        self._root, self._reads_disk = sigstore_root, reads_disk
         folder.mkdir(parents=True, exist_ok=True)
 
     def open(self, reference: str, *, platform: str = PLATFORM, signers: Sequence[BaseSigner] = ()) -> Base:
@@ -119,10 +122,10 @@ class Bases:
         """
         if signers:
             repository, digest = self._pinned(reference)
-            with closing(Registry(self._access_for(repository))) as source:
+            with closing(self._source(repository)) as source:
                 self._check_signed(source, reference, digest, signers)
 
-    def _check_signed(self, source: Registry, reference: str, digest: Digest, signers: Sequence[BaseSigner]) -> None:
+    def _check_signed(self, source: Source, reference: str, digest: Digest, signers: Sequence[BaseSigner]) -> None:
         if signers:
             # Imported late: what checks signatures takes as long to load as a whole build.
             from controller.adapters.attest.base_signers import BaseSigners
@@ -132,7 +135,7 @@ class Bases:
     def _open(self, reference: str, repository: str, digest: Digest, platform: str, signers: Sequence[BaseSigner]) -> Base:
         memo = self._folder / f"base-{digest.removeprefix('sha256:')[:32]}-{platform.partition('/')[2].replace('/', '-')}.json"
         known = read_memo(memo)
-        with closing(Registry(self._access_for(repository))) as source:
+        with closing(self._source(repository)) as source:
             self._check_signed(source, reference, digest, signers)
             if known is not None and known.get("format") == _FORMAT:
                 read = Read(**{key: known[key] for key in ("digest", "config", "layers", "diff_ids", "programs", "versions")})
@@ -142,7 +145,8 @@ class Bases:
                 read = self._searched(read_base(source, reference, digest, platform), source, repository)
                 write_memo(memo, {**asdict(read), "format": _FORMAT})
         return Base(
-            reference=reference,
+            # Where a folder lies is no fact of its content.
+            reference=f"{SCHEME}@{digest}" if repository.startswith(SCHEME) else reference,
             digest=Digest(read.digest),
             config=read.config,
             layers=tuple(read.layers),
@@ -153,7 +157,21 @@ class Bases:
             exact=_exact(python, self._python, read.versions),
         )
 
+    def _source(self, repository: str) -> Source:
+        if repository.startswith(SCHEME):
+            return LayoutOnDisk(Path(repository.removeprefix(SCHEME)))
+        return Registry(self._access_for(repository))
+
     def _pinned(self, reference: str) -> tuple[str, Digest]:
+        if reference.startswith(SCHEME):
+            place, _, named = reference.rpartition("@")
+            if not self._reads_disk:
+                text = f"base {reference}: expected a registry's image, got a folder of the controller's machine"
+                raise DesiredStateError(f"{text}; push it, and write host[:port]/path@sha256:…", reason="BaseNotPinned")
+            if not is_digest(named):
+                text = f"base {reference}: expected {SCHEME}/folder@sha256:<64 hex>, got another name"
+                raise DesiredStateError(f"{text}; its index.json has the digest", reason="BaseNotPinned")
+            return place, Digest(named)
         match = REFERENCE.fullmatch(reference)
         if match is None or not any(sign in match["host"] for sign in (".", ":", "localhost")):
             text = f"base {reference}: expected host[:port]/path@sha256:…, got no such name; write where the image lies"
@@ -171,13 +189,13 @@ class Bases:
     def _named(self, repository: str, tag: str) -> str:
         """What a tag names now, where its registry tells."""
         try:
-            with closing(Registry(self._access_for(repository))) as source:
+            with closing(self._source(repository)) as source:
                 found = source.manifest(tag)
         except (OutsideError, TrustError):
             return ""
         return digest_of(found) if found is not None else ""
 
-    def _searched(self, read: Read, source: Registry, repository: str) -> Read:
+    def _searched(self, read: Read, source: Source, repository: str) -> Read:
         """What was read, with its programs and their versions."""
         found: dict[str, str] = {}
         for layer, diff_id in zip(read.layers, read.diff_ids, strict=True):
@@ -193,7 +211,7 @@ class Bases:
         programs = tuple(sorted(f"/{path}" for path in found if _PROGRAM.fullmatch(path)))
         return replace(read, programs=programs, versions={f"/{path}": said for path, said in sorted(found.items()) if said})
 
-    def _bring(self, layer: Mapping[str, Any], source: Registry, repository: str) -> bool:
+    def _bring(self, layer: Mapping[str, Any], source: Source, repository: str) -> bool:
         """See that a layer lies beside the images; returns whether it lies in the local folder."""
         digest = Digest(layer["digest"])
         if self._layout.is_here(digest):
@@ -215,7 +233,7 @@ class Bases:
         raise DesiredStateError(f"{text}; take a base with Python {self._python}", reason="BasePython")
 
 
-def read_base(source: Registry, reference: str, digest: Digest, platform: str = PLATFORM) -> Read:
+def read_base(source: Source, reference: str, digest: Digest, platform: str = PLATFORM) -> Read:
     """What a registry says of an image for one kind of machine; no layer is fetched.
 
     Args:
@@ -249,7 +267,7 @@ def read_base(source: Registry, reference: str, digest: Digest, platform: str = 
     return Read(digest=digest, config=config, layers=layers, diff_ids=diff_ids)
 
 
-def _document(source: Registry, reference: str, digest: Digest) -> dict[str, Any]:
+def _document(source: Source, reference: str, digest: Digest) -> dict[str, Any]:
     found = source.manifest(digest)
     if found is None:
         text = f"base {reference}: expected it in its registry, it is not there; check path and digest"
