@@ -525,9 +525,14 @@ def test_an_index_is_signed_and_verified_with_its_images(tmp_path: Path, registr
     elsewhere = MirroredLayout(tmp_path / "elsewhere", registry)
     assert set(verify_image(elsewhere, digest, trust_in(key))) == {SIGNATURE, PROVENANCE}
     layer = elsewhere.manifest(images["linux/arm64"])["layers"][0]["digest"]
+    # What is damaged here is fetched again; what is damaged in both places is not trusted.
     elsewhere.path(layer).write_bytes(b"touched")
+    assert set(verify_image(elsewhere, digest, trust_in(key))) == {SIGNATURE, PROVENANCE}
+    assert digest_of(elsewhere.path(layer).read_bytes()) == layer
+    alone = Layout(tmp_path / "store")
+    alone.path(layer).write_bytes(b"touched")
     with pytest.raises(TrustError, match="expected these bytes"):
-        verify_image(elsewhere, digest, trust_in(key))
+        verify_image(alone, digest, trust_in(key))
 
 
 def test_a_second_service_on_the_same_stack_shares_its_wheels(tmp_path: Path) -> None:

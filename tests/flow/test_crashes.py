@@ -89,6 +89,7 @@ def test_a_project_gets_its_versions_and_the_bad_one_is_rolled_back() -> None:
         "tell": 2 * TRIALS,
         "task": 7,
         "deploying": 2,
+        "image": 4,
         "resolved": 1,
     }
     assert len(story.world.outside.started) == 1 + 2 * TRIALS

@@ -16,6 +16,7 @@ from policies.planning import plan
 from policies.records import (
     event_statement,
     fold,
+    image_statement,
     resolved_statement,
     run_statement,
     superseded_statement,
@@ -35,6 +36,7 @@ from policies.terms.plan import (
     FinishTask,
     Plan,
     RecordEvent,
+    RecordImage,
     ResolveAlert,
     Retire,
     RollBack,
@@ -168,6 +170,8 @@ class World:
                 case SupersedeRun():
                     self.jobs = {name: job for name, job in self.jobs.items() if name not in step.jobs}
                     self.say(superseded_statement(step.run, step.reason))
+                case RecordImage():
+                    self.say(image_statement(step.axon, step.image, step.materials))
                 case BuildImage():
                     digest = digest_of(self.image_of(step.identity).encode())
                     self.images[step.identity] = ImageState(phase="built", digest=digest)
@@ -256,6 +260,8 @@ def names_of(steps: Sequence[AnyStep]) -> set[tuple[str, str]]:
                 found.add(("run", step.run.id))
             case SupersedeRun():
                 found.add(("superseded", step.run.id))
+            case RecordImage():
+                found.add(("image", f"{step.axon}/{step.image}"))
             case FinishTask() | RunJob() | Tune() | Deploy() | RollBack():
                 found.add(("task", step.result.id))
             case _:
@@ -305,7 +311,7 @@ def test_the_order_of_what_was_found_does_not_matter(world: World, chance: Any) 
 def test_what_is_recorded_is_never_due_again(shape: Shape, ends: Callable[[str], str]) -> None:
     axon = axon_like(shape)
     world = World(desired_of(axon), **circumstances(axon))
-    written = {"event": "event", "resolved": "resolved", "run": "run", "superseded": "superseded", "task": "task"}
+    written = {kind: kind for kind in ("event", "resolved", "run", "superseded", "task", "image")}
     for _ in range(12):
         steps = world.plan()
         world.act(steps, ends)
