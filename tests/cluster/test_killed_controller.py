@@ -40,8 +40,9 @@ def test_a_controller_killed_twenty_times_makes_the_same_commits(calm: Story) ->
                 killed += 1
             except CommandError:
                 pass
-        assert killed <= 3 * KILLS, f"killed {killed} times and no version yet: {wild.troubles()}"
-        threading.Event().wait(chance.uniform(0.5, 12.0))
+        assert killed <= 4 * KILLS, f"killed {killed} times and no version yet: {wild.troubles()}"
+        # Some lives are too short to start, some long enough to look at registry and ledger, and to do one thing more.
+        threading.Event().wait(chance.uniform(0.5, 18.0))
     wild.wait("the wild version", wild.newest)
     assert wild.shares() == calm.shares()
     assert wild.subjects() == calm.subjects()
