@@ -9,7 +9,6 @@ import argparse
 import base64
 import hashlib
 import posixpath
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from controller.adapters.build.fetching import fetch_wheels
 from controller.adapters.build.requirements import taken_out, wanted_of
 from controller.adapters.clock import SystemClock
 from controller.adapters.keys import ImageKey, ImageSigner
-from controller.adapters.oci.access import Access, access_from_docker_config
+from controller.adapters.oci.access import Access, access_from_docker_config, names_host
 from controller.adapters.oci.assembly import (
     ARCHITECTURE,
     INTERPRETER,
@@ -196,8 +195,8 @@ def _made(options: argparse.Namespace) -> str:
 
     def access_for(repository: str) -> Access:
         host = repository.partition("/")[0]
-        # A configuration that does not know the base's host says nothing about it: public images need no name.
-        if re.search(rf'["/]{re.escape(host)}["/]', config) or (config and repository == options.push):
+        # Public images need no name.
+        if names_host(config, host) or (config and repository == options.push):
             origin = str(options.docker_config)
             return access_from_docker_config(config, repository, origin=origin, unsafe_plain_http=host == plain_host)
         return Access(repository=repository, unsafe_plain_http=host == plain_host)

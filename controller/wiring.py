@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from controller import inbox
-from controller.adapters.build.workshop import secrets_in
+from controller.adapters.build.drivers import secrets_in
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import Cluster
 from controller.adapters.documents import YamlDocuments

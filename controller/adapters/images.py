@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.attest.provenance import materials_of
+from controller.adapters.attest.provenance import finished, materials_of
 from controller.adapters.attest.sbom import sbom_of
 from controller.adapters.attest.signing import StatementSigner, name_of, say_again, sign_image, verify_and_renew
 from controller.adapters.attest.statements import PROVENANCE
 from controller.adapters.attest.verifying import ImageTrust
 from controller.adapters.build.driver import Built, Driver
-from controller.adapters.build.workshop import Secrets, drivers, no_secrets
+from controller.adapters.build.drivers import Secrets, drivers, no_secrets
 from controller.adapters.git import OtherRepositories
 from controller.adapters.image_source import SourceReader
 from controller.adapters.keys import ImageSigner
@@ -211,11 +211,7 @@ class SignedImages:
 
     def _made(self, spec: ImageSpec, progress: Callable[[str], None]) -> tuple[Built, dict[str, Any]]:
         built = self._driver(spec).build(spec, progress)
-        return built, self._finished(built)
-
-    def _finished(self, built: Built) -> dict[str, Any]:
-        details = built.provenance["runDetails"]
-        return {**built.provenance, "runDetails": {**details, "metadata": {"finishedOn": self._clock.now().isoformat()}}}
+        return built, finished(built.provenance, self._clock.now())
 
     def _driver(self, spec: ImageSpec) -> Driver:
         return self._drivers[spec.builder]

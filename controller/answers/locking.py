@@ -8,6 +8,7 @@ from typing import Any
 from controller.adapters.attest.statements import PROVENANCE
 from controller.adapters.attest.verifying import verify_image
 from controller.answers.opened import opened, store_of
+from controller.answers.proof import of_kind
 from controller.project import Place
 from policies.errors import RefusedError, SilentError
 from policies.locks import Lock, proposed_lock
@@ -27,8 +28,8 @@ def locks(place: Place, into: Path | None = None) -> dict[str, Any]:
     """
     newest: dict[str, str] = {}
     with opened(place) as project:
-        for entry in project.entries():
-            if entry.statement.kind == "image" and entry.statement.body["materials"].get("lock"):
+        for entry in of_kind(project.repository, project.ledger_head(), "image"):
+            if entry.statement.body["materials"].get("lock"):
                 newest[str(entry.statement.body["materials"]["folder"])] = str(entry.statement.body["digest"])
         trust = project.images
     layout = store_of(place)

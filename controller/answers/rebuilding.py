@@ -87,9 +87,9 @@ class Rebuilder:
         # Heavy, and for those alone who build.
         from controller.adapters.attest.provenance import spec_of
         from controller.adapters.build.by_file import DockerfileBuilder
+        from controller.adapters.build.drivers import no_secrets, secrets_in
         from controller.adapters.build.python import PythonBuilder
         from controller.adapters.build.recorded import bases_of, recorded_drivers
-        from controller.adapters.build.workshop import no_secrets, secrets_in
         from controller.adapters.image_source import SourceReader
         from controller.adapters.oci.access import access_on_this_machine
 

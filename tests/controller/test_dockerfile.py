@@ -19,6 +19,7 @@ from controller.adapters.build.enclosure import what_is_missing
 from controller.adapters.build.leaks import MountedSecret, Needles
 from controller.adapters.build.pins import Ground, Pins
 from controller.adapters.build.s2i import InstallScripts, install_dockerfile, profile_of, script_of
+from controller.adapters.build.scanning import Scanner
 from controller.adapters.image_source import ImageSource
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.assembly import Base
@@ -94,7 +95,7 @@ def builder(layout: Layout, driver: FakeDriver, secrets: Mapping[str, Secret] | 
         lambda address: driver,
         lambda spec: 1_700_000_000,
         lambda secret: secrets or {},
-        layout.root.parent / "build",
+        Scanner(layout.root.parent / "build"),
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from controller.adapters.attest.statements import PROVENANCE
 from controller.adapters.attest.verifying import verify_image
-from controller.adapters.build.workshop import drivers, no_secrets
+from controller.adapters.build.drivers import drivers, no_secrets
 from controller.adapters.clock import SystemClock
 from controller.adapters.git import GitRepository, OtherRepositories, access_from, init_bare
 from controller.adapters.image_source import SourceReader

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from controller.adapters.attest.provenance import FROM_DOCKERFILE
+from controller.adapters.attest.provenance import FROM_DOCKERFILE, MODULE
 from controller.adapters.build.buildah import BuiltByFile, DockerfileJob
 from controller.adapters.build.comparing import compare
 from controller.adapters.build.driver import Built, Progress
 from controller.adapters.build.leaks import MountedSecret
 from controller.adapters.build.s2i import ByFile
-from controller.adapters.build.scanning import ScannedBlobs, refuse_secrets
+from controller.adapters.build.scanning import Scanner
 from controller.adapters.image_source import ImageSource, SourceReader
 from controller.adapters.oci.layout import Layout
 from policies.canonical import digest_value
@@ -38,7 +37,7 @@ class DockerfileBuilder:
         again_for: The same, in other surroundings, for second builds.
         committed_at: When the source's commit was made, in seconds since 1970.
         secret: The files of a Secret in the project's namespace.
-        folder: Where it is remembered which files hold no keys; may be deleted.
+        scanner: Refuses keys in contexts.
     """
 
     def __init__(
@@ -49,11 +48,10 @@ class DockerfileBuilder:
         again_for: Callable[[str], ByFile],
         committed_at: Callable[[ImageSpec], int],
         secret: Callable[[BuildSecret], Mapping[str, Secret]],
-        folder: Path,
+        scanner: Scanner,
     ) -> None:
         self._reader, self._layout, self._committed_at, self._secret = reader, layout, committed_at, secret
-        self._driver_for, self._again_for, self._folder = driver_for, again_for, folder
-        self._scanned: ScannedBlobs | None = None
+        self._driver_for, self._again_for, self._scanner = driver_for, again_for, scanner
 
     def identity(self, spec: ImageSpec) -> Digest:
         """Source, Dockerfile, secrets by name and network; which image a tag names now is looked at when it is built."""
@@ -63,8 +61,7 @@ class DockerfileBuilder:
         """Build an image into the store; a second time too where the project wants to know whether it comes out the same."""
         source = self._reader.read(spec)
         progress("looking for keys and passwords")
-        self._scanned = self._scanned or ScannedBlobs(self._folder)
-        refuse_secrets({path: item.data for path, item in source.files.items()}, self._scanned, folder=spec.folder)
+        self._scanner.refuse({path: item.data for path, item in source.files.items()}, spec.folder)
         job = self._job(spec, source)
         built = self._driver_for(spec.rules.buildkit).build(job, self._layout, progress)
         report = None
@@ -107,8 +104,7 @@ class DockerfileBuilder:
         if spec.source is not None:
             first["uri"] = spec.source.repo
         within = [
-            {"name": f"submodule {item.path}", "uri": item.url, "digest": {"gitCommit": item.commit}}
-            for item in source.submodules
+            {"name": f"{MODULE}{item.path}", "uri": item.url, "digest": {"gitCommit": item.commit}} for item in source.submodules
         ]
         below = [
             {"name": f"{BASE}{written}", "uri": pinned, "digest": {"sha256": pinned.rpartition(":")[2]}}
@@ -154,9 +150,9 @@ def _materials_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     parts = definition["resolvedDependencies"]
     named = ("commit", "folder", "tree", "dockerfile", "network", "repo", "revision", "sourceCommit")
     modules = {
-        item["name"][10:]: f"{item['uri']}@sha1:{item['digest']['gitCommit']}"
+        item["name"].removeprefix(MODULE): f"{item['uri']}@sha1:{item['digest']['gitCommit']}"
         for item in parts
-        if item["name"][:10] == "submodule "
+        if item["name"].startswith(MODULE)
     }
     return {
         **{key: outer[key] for key in named if key in outer},

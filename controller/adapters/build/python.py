@@ -21,7 +21,7 @@ from controller.adapters.build.leaks import MountedSecret
 from controller.adapters.build.locks import read_lock
 from controller.adapters.build.resolving import Resolver
 from controller.adapters.build.s2i import Derived, InstallScripts, profile_of, script_of
-from controller.adapters.build.scanning import ScannedBlobs, refuse_secrets
+from controller.adapters.build.scanning import Scanner
 from controller.adapters.build.standards import host, rank_of
 from controller.adapters.build.wheel_store import Wheel
 from controller.adapters.image_source import SourceReader
@@ -93,6 +93,7 @@ class PythonBuilder:
         bases: Opens base images.
         scripts: Runs install scripts, with the BuildKit at an address or here.
         secret: The files of a Secret in the project's namespace, for install scripts.
+        scanner: Refuses keys in source.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class PythonBuilder:
         bases: Bases,
         scripts: Callable[[str], InstallScripts],
         secret: Callable[[BuildSecret], Mapping[str, Secret]],
+        scanner: Scanner,
     ) -> None:
         self._reader, self._layout, self._folder, self._bases = reader, layout, folder, bases
-        self._scripts, self._secret = scripts, secret
+        self._scripts, self._secret, self._scanner = scripts, secret, scanner
         self._wheel_layers = WheelLayers(layout, folder)
-        self._scanned: ScannedBlobs | None = None
         self._runtime = ""
 
     def identity(self, spec: ImageSpec) -> Digest:
@@ -203,8 +204,7 @@ class PythonBuilder:
             progress(profile.note)
         folder = read_folder(self._reader, spec)
         progress("looking for keys and passwords")
-        self._scanned = self._scanned or ScannedBlobs(self._folder)
-        refuse_secrets(folder.texts, self._scanned, folder=spec.folder)
+        self._scanner.refuse(folder.texts, spec.folder)
         package = package_folder("myelin")
         parts, lock = {}, None
         for platform in spec.rules.platforms or (PLATFORM,):

@@ -8,8 +8,8 @@ from typing import Any
 
 from controller.adapters.attest.provenance import FROM_DOCKERFILE
 from controller.adapters.build.driver import Driver
+from controller.adapters.build.drivers import Secrets, drivers
 from controller.adapters.build.pins import Pins
-from controller.adapters.build.workshop import Secrets, drivers
 from controller.adapters.image_source import SourceReader
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.layout import Layout

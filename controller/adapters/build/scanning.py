@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,6 +207,30 @@ def refuse_secrets(files: Mapping[str, bytes], memo: Remembers | None = None, *,
         "take it out and make a new one, as Git keeps the old one; a line that holds none may end in `# pragma: allowlist secret`"
     )
     raise DesiredStateError(f"{text}{more}: {expected}; {hint}", reason="SecretFound", faults=faults)
+
+
+class Scanner:
+    """Refuses keys in what goes into images, and remembers where there are none. Builders share one.
+
+    Args:
+        folder: Where it remembers; may be deleted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _memo(self) -> ScannedBlobs:
+        # Not before it is needed: the rules take a while to load.
+        return ScannedBlobs(self._folder)
+
+    def refuse(self, files: Mapping[str, bytes], folder: str) -> None:
+        """See that no file of a source folder holds a key; see `refuse_secrets`.
+
+        Raises:
+            DesiredStateError: One does.
+        """
+        refuse_secrets(files, self._memo, folder=folder)
 
 
 @lru_cache(maxsize=1)

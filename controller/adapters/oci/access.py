@@ -100,6 +100,18 @@ def access_from_docker_config(
     )
 
 
+def names_host(text: str, host: str) -> bool:
+    """Whether a `.dockerconfigjson` says how to log in at a host: one that does not says nothing about it.
+
+    What is no such file names all hosts that are in it, so that whoever reads it says what is wrong.
+    """
+    try:
+        auths = json.loads(text)["auths"]
+        return any(_place(str(key)).partition("/")[0] == host for key in auths)
+    except (ValueError, KeyError, TypeError):
+        return host in text
+
+
 def access_on_this_machine(repository: str, environ: Mapping[str, str]) -> Access:
     """How this machine's user reaches a repository: as Docker's and Podman's own configuration says, else openly.
 
@@ -116,8 +128,7 @@ def access_on_this_machine(repository: str, environ: Mapping[str, str]) -> Acces
         text = path.read_text()
     except (OSError, UnicodeDecodeError):
         text = ""
-    # A configuration that does not know the host says nothing about it.
-    if f'"{host}"' in text or f'"{host}/' in text or f"//{host}" in text:
+    if names_host(text, host):
         return access_from_docker_config(text, repository, origin=str(path), unsafe_plain_http=plain)
     return Access(repository=repository, unsafe_plain_http=plain)
 

@@ -89,8 +89,8 @@ class Registry:
         self._seconds = seconds
         self._guard = threading.Lock()
         self._attaching = threading.Lock()
-        self._waiting: dict[str, dict[str, dict[str, Any]]] = {}
-        """Tag of an index -> entries that threads are about to write there, by digest."""
+        self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Digest of what threads are about to list -> the tag of its index, and its entry there."""
         self._sending = OneEach()
         self._there: dict[str, float] = {}
         self._lists: tuple[bool, float] | None = None
@@ -279,22 +279,22 @@ class Registry:
         self._learn(lists_them=False)
         if place != held:
             self._put_manifest(manifest, held, entry["mediaType"])
-        waiting = self._waiting.setdefault(tag, {})
-        waiting[entry["digest"]] = entry
-        with self._attaching:
-            for failures in range(1, MOST_WRITERS + 1):
-                there = listed(self.manifest(tag))
-                known = {item["digest"] for item in there}
-                if entry["digest"] in known:
-                    waiting.pop(entry["digest"], None)
-                    return
-                if failures > 1:
-                    self._wire.pause(failures - 1)
+        self._waiting[entry["digest"]] = (tag, entry)
+        try:
+            with self._attaching:
+                for failures in range(1, MOST_WRITERS + 1):
                     there = listed(self.manifest(tag))
+                    if any(item["digest"] == entry["digest"] for item in there):
+                        return
+                    if failures > 1:
+                        self._wire.pause(failures - 1)
+                        there = listed(self.manifest(tag))
                     known = {item["digest"] for item in there}
-                # What other threads wait to write goes along: they find it there, and ask once.
-                self._list([*there, *(item for name, item in list(waiting.items()) if name not in known)], tag)
-        waiting.pop(entry["digest"], None)
+                    # What other threads wait to write goes along: they find it there, and ask once.
+                    waiting = [item for place, item in list(self._waiting.values()) if place == tag]
+                    self._list([*there, *(item for item in waiting if item["digest"] not in known)], tag)
+        finally:
+            self._waiting.pop(entry["digest"], None)
         text = f"registry {self.repository}: index {tag}: expected our entry to stay, others wrote {MOST_WRITERS} times"
         raise SilentError(text, reason="RegistryBusy")
 

@@ -13,6 +13,7 @@ from controller.adapters.build.enclosure import OTHER
 from controller.adapters.build.pins import Pins
 from controller.adapters.build.python import PythonBuilder
 from controller.adapters.build.s2i import ByFile, InstallScripts
+from controller.adapters.build.scanning import Scanner
 from controller.adapters.image_source import SourceReader
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.bases import Bases
@@ -62,9 +63,10 @@ def drivers(
     def scripts(address: str) -> InstallScripts:
         return InstallScripts(one(address), layout, folder / "installed")
 
+    scanner = Scanner(folder)
     return {
-        "python": PythonBuilder(reader, layout, folder, bases, scripts, secrets),
-        "dockerfile": DockerfileBuilder(reader, layout, one, again, reader.committed_at, secrets, folder),
+        "python": PythonBuilder(reader, layout, folder, bases, scripts, secrets, scanner),
+        "dockerfile": DockerfileBuilder(reader, layout, one, again, reader.committed_at, secrets, scanner),
     }
 
 
