@@ -388,9 +388,10 @@ class Ours:
     def _run(self, how: str, base: str, repository: str, lock: str, app: str, wheels: Sequence[Path]) -> None:
         given = {"how": how, "state": str(self._folder), "base": base, "repository": repository, "lock": lock, "app": app}
         (self._folder / "given.json").write_text(json.dumps({**given, "wheels": [str(path) for path in wheels]}))
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.images", "build", str(self._folder / "given.json")], cwd=ROOT, check=True
-        )
+        # As it is where a package is installed: with its modules compiled, whatever the environment here says.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-m", "benchmarks.images", "build", str(self._folder / "given.json")]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
 def _build(given: Path) -> None:

@@ -1,6 +1,7 @@
 """The golden image: three wheels, a little source, no base. Plain code, for any Python that can run the controller.
 
-Usage: python golden_image.py FOLDER [without] [backwards]; prints its digest. `without`: neither clock nor compressor answers.
+Usage: python golden_image.py FOLDER [without] [backwards] [zlib]; prints its digest. `without`: neither clock nor compressor
+answers. `zlib`: streams are unpacked by zlib, as where there is no zlib-ng.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ DEFLATED = bytes.fromhex("4b494d5348d3d0b4e2520082a2d492d2a23c0543ae9451d1412e0a
 
 def main(folder: Path, words: list[str]) -> None:
     """Build it and print its digest."""
+    if "zlib" in words:
+        sys.modules["zlib_ng"] = None  # type: ignore[assignment]  # as Python has it: it cannot be imported
     from controller.adapters.oci.assembly import Program, WheelLayers, assemble, based_on, venv
     from controller.adapters.oci.layers import Stored, lay
     from controller.adapters.oci.layout import Layout

@@ -108,6 +108,11 @@ def test_the_golden_image_has_one_digest_in_whatever_order_its_files_come(folder
     assert built(folder, "backwards") == GOLDEN
 
 
+@pytest.mark.parametrize("words", [(), ("zlib",)])
+def test_it_does_not_matter_who_unpacks_streams(folder: Path, words: tuple[str, ...]) -> None:
+    assert built(folder, *words) == GOLDEN
+
+
 def test_neither_a_clock_nor_a_compressor_is_asked(folder: Path) -> None:
     assert built(folder, "without") == GOLDEN
 

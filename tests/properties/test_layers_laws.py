@@ -8,15 +8,17 @@ import tarfile
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from controller.adapters.oci.inflating import Damaged, inflated
 from controller.adapters.oci.layers import Stored, lay, parents
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.splice import lay_wheels
-from controller.adapters.oci.tar import BLOCK_BYTES, EPOCH, Damaged, TarWriter, header, inflated
+from controller.adapters.oci.tar import BLOCK_BYTES, EPOCH, TarWriter, header
 from policies.errors import ControllerError, TrustError
 from tests.controller.hand_made_zips import Entry, archive, deflated, stored
 from tests.properties import strategies  # noqa: F401  its settings
@@ -119,6 +121,24 @@ def test_a_stream_holds_what_was_said_or_nothing(content: bytes, data: st.DataOb
             assert taken(stream) == content  # a bit of DEFLATE that nobody reads
         except Damaged:
             continue
+
+
+@given(st.binary(max_size=3000) | st.text("ab", max_size=3000).map(str.encode), st.data())
+def test_zlib_ng_and_zlib_say_the_same_of_a_stream(content: bytes, data: st.DataObject) -> None:
+    quick = pytest.importorskip("zlib_ng.zlib_ng", reason="zlib-ng has no wheel for this machine")
+    stream = bytearray(deflated("x", content).packed)
+    for _ in range(data.draw(st.integers(0, 2))):
+        stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
+
+    def said(library: Any, error: type[Exception]) -> bytes | None:
+        unpacker = library.decompressobj(-15)
+        try:
+            plain = unpacker.decompress(bytes(stream), 100_000)
+        except error:
+            return None
+        return bytes(plain) if unpacker.eof and not unpacker.unused_data else None
+
+    assert said(quick, quick.error) == said(zlib, zlib.error)
 
 
 @given(trees(), st.data())

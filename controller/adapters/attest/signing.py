@@ -132,21 +132,23 @@ def sign_image(
     """
     layout.push(digest)
     said = examine(layout, digest, own_trust(signer))
-    # What was said and lies here may not have reached the registry.
-    made: list[tuple[Digest, tuple[str, ...]]] = (
-        [(Digest(item["digest"]), ()) for item in layout.listed() if _is_bundle_of(item, digest)] if said.claims else []
-    )
-    made += [_sign_simply(layout, digest, signer)] if isinstance(signer, ImageSigner) else []
     wanted: list[tuple[str, Mapping[str, Any]]] = [(SIGNATURE, {}), (PROVENANCE, provenance)]
     wanted += [(SBOM, sbom)] if sbom is not None else []
     unsaid = [(kind, statement(digest, kind, predicate)) for kind, predicate in wanted if not _is_said(said, kind, predicate)]
     # Together, as a log takes its time over each time that it is asked.
     bundles = _bundles(signer, [payload for _, payload in unsaid])
-    for (kind, _), bundle in zip(unsaid, bundles, strict=True):
-        made.append((_attach(layout, digest, kind, bundle, signer), ()))
-    # A registry takes its time over each of them, and none waits for another.
-    with ThreadPoolExecutor(max(1, len(made))) as threads:
-        list(threads.map(lambda item: layout.push(item[0], tags=item[1]), made))
+    # What was said and lies here may not have reached the registry.
+    known = [Digest(item["digest"]) for item in layout.listed() if _is_bundle_of(item, digest)] if said.claims else []
+    with ThreadPoolExecutor(len(WORDS) + 1) as threads:
+        # A registry takes its time over each of them: each is on its way while the next one is made.
+        pushed = [threads.submit(layout.push, item) for item in known]
+        if isinstance(signer, ImageSigner):
+            made, tag = _sign_simply(layout, digest, signer)
+            pushed.append(threads.submit(layout.push, made, tags=(tag,)))
+        for (kind, _), bundle in zip(unsaid, bundles, strict=True):
+            pushed.append(threads.submit(layout.push, _attach(layout, digest, kind, bundle, signer)))
+    for item in pushed:
+        item.result()
 
 
 def verify_and_renew(
@@ -255,7 +257,7 @@ def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes, signer: Im
     return made
 
 
-def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[Digest, tuple[str, ...]]:
+def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[Digest, str]:
     """Write what cosign 1 and 2, Kyverno, CRI-O and podman look for, beside what others signed.
 
     Source:
@@ -275,7 +277,7 @@ def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[D
     found, layers = _signed_simply(layout, tag)
     name = layout.put(payload)
     if found is not None and any(_is_ours(item, name, payload, signer) for item in layers):
-        return found, (tag,)
+        return found, tag
     signature = base64.b64encode(signer.sign(payload)).decode("ascii")
     layers.append({**layout.descriptor(name, SIMPLE_SIGNING), "annotations": {SIMPLE_SIGNATURE: signature}})
     unborn = "0001-01-01T00:00:00Z"
@@ -295,7 +297,7 @@ def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[D
     }
     made = layout.put(canonical(manifest))
     layout.tag(tag, made, {"subject": digest})
-    return made, (tag,)
+    return made, tag
 
 
 def _is_ours(layer: Mapping[str, Any], name: str, payload: bytes, signer: ImageSigner) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from controller.adapters.oci.inflating import Damaged, crc32, inflated
 from controller.adapters.oci.layout import LAYER, Layout
-from controller.adapters.oci.tar import Damaged, TarWriter, header, inflated, padding
+from controller.adapters.oci.tar import TarWriter, header, padding
 from policies.errors import DesiredStateError, TrustError
 
 _BLOCK = 1 << 18
@@ -197,7 +197,7 @@ def _same(packed: Iterable[bytes], item: Zipped) -> Iterator[bytes]:
     """The bytes of an entry that is not compressed."""
     size = crc = 0
     for block in packed:
-        size, crc = size + len(block), zlib.crc32(block, crc)
+        size, crc = size + len(block), crc32(block, crc)
         yield block
     if (size, crc) != (item.info.file_size, item.info.CRC):
         raise Damaged("another size or checksum")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+from controller.adapters.oci.inflating import crc32, inflated
 from policies.terms.digest import Digest
 
 EPOCH = 315619200
@@ -27,13 +27,8 @@ _OWNERS = b"0000000\0" * 2
 _TIME = b"%011o\0" % EPOCH + b" " * 8
 """With blanks where the checksum goes."""
 _REST = b"ustar\x0000".ljust(255, b"\0")
-_PIECE = 1 << 20
 _WAITING = 1 << 18
 """Hashing and writing many small pieces one by one would take longer than the pieces."""
-
-
-class Damaged(ValueError):
-    """A stream of DEFLATE is not what was said of it."""
 
 
 class TarWriter:
@@ -105,7 +100,7 @@ class TarWriter:
         if not self._is_open:
             self._write(_MEMBER)
             self._is_open, self._crc, self._size = True, 0, 0
-        self._crc = zlib.crc32(data, self._crc)
+        self._crc = crc32(data, self._crc)
         self._size += len(data)
         self._plain.update(data)
         self._write(struct.pack("<BHH", is_last, len(data), len(data) ^ 0xFFFF))
@@ -124,36 +119,6 @@ class TarWriter:
         self._packed.update(self._waiting)
         self._out.write(self._waiting)
         self._waiting.clear()
-
-
-def inflated(packed: Iterable[bytes], *, size: int, crc: int) -> Iterator[bytes]:
-    """The content of a stream of raw DEFLATE, piece by piece; never more than was said is unpacked.
-
-    Raises:
-        Damaged: It does not hold `size` bytes of that CRC-32, or does not end where it should.
-    """
-    unpacker, left, got = zlib.decompressobj(-15), size, 0
-    for block in packed:
-        rest = block
-        while True:
-            most = min(left + 1, _PIECE)
-            try:
-                plain = unpacker.decompress(rest, most)
-            except zlib.error as error:
-                raise Damaged("a damaged stream") from error
-            rest, left, got = unpacker.unconsumed_tail, left - len(plain), zlib.crc32(plain, got)
-            if left < 0:
-                raise Damaged(f"more than {size} bytes")
-            if plain:
-                yield plain
-            if len(plain) < most and not rest:
-                break
-        if unpacker.unused_data:
-            raise Damaged("bytes after its end")
-    if left or not unpacker.eof:
-        raise Damaged(f"{size - left} of {size} bytes" if left else "a stream without an end")
-    if got != crc:
-        raise Damaged("another checksum")
 
 
 def header(path: str, size: int, mode: int, kind: bytes = tarfile.REGTYPE, target: str = "") -> bytes:

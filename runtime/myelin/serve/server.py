@@ -113,14 +113,13 @@ def main() -> int:
         settings = read_settings(os.environ)
         for note in settings.notes:
             print(note, file=sys.stderr)
-        # What is imported and loaded now stays: looking for garbage in it takes a tenth of the time to start.
-        gc.disable()
         model = load(settings)
-        gc.freeze()
-        gc.enable()
     except NotServed as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
+    # Turned off by `__main__`; what is there by now is not looked at any more.
+    gc.freeze()
+    gc.enable()
     print(f"model {settings.model} loaded in {time.monotonic() - started:.2f} s")
     server = ModelServer(model, timeout_seconds=settings.timeout_seconds)
     host, port = settings.host, settings.port
