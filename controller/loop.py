@@ -28,6 +28,7 @@ from policies.terms.plan import (
     FinishTask,
     FreeJobs,
     Plan,
+    ProposeLock,
     RecordEvent,
     RecordImage,
     ResolveAlert,
@@ -43,7 +44,7 @@ from policies.terms.plan import (
 )
 from policies.terms.project import Forge, Project
 from policies.terms.revision import Pin
-from reconcilers import deploy, image, observe, propose, publish, record, resolve, route, source, train, tune
+from reconcilers import deploy, image, lock, observe, propose, publish, record, resolve, route, source, train, tune
 from reconcilers.ports import Ports
 
 faults = logging.getLogger("myelin.faults")
@@ -166,6 +167,8 @@ def _act(step: AnyStep, desired: DesiredState, observed: Observed, ports: Ports,
             return deploy.deploy(step, ports, now=now, recorded=recorded, paths=paths)
         case RollBack():
             return deploy.roll_back(step, ports, recorded=recorded, paths=paths)
+        case ProposeLock():
+            return lock.propose_lock(step, ports, recorded=recorded)
         case EndProposal():
             return propose.end(step, ports, recorded=recorded)
         case SetStatus():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from policies.errors import DesiredStateError
 from policies.hygiene import bytes_of
 from policies.terms.axon import ImageBuild
@@ -10,8 +12,9 @@ from policies.terms.document_types import parse_duration
 from policies.terms.project import Builder
 
 
+@lru_cache(maxsize=64)
 def build_rules(builder: Builder) -> BuildRules:
-    """What a project says of all of its images."""
+    """What a project says of all of its images; worked out once, and asked for of each image in each pass."""
     limits = builder.limits
     return BuildRules(
         precompile=builder.precompile,

@@ -243,6 +243,7 @@ def job_spec(
         axon=axon.name,
         task=task.name,
         image=image,
+        is_laid_by_us=body.image_build is None or body.image_build.dockerfile is None,
         env={**env, **told},
         data=before.data,
         earlier_data=before.by_task,

@@ -6,7 +6,7 @@ again; an axon that cannot be read, or is suspended, starts nothing, and what se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Literal
@@ -16,6 +16,7 @@ from policies.deploying import deploy_steps, rollback_steps, serving_steps
 from policies.errors import DesiredStateError
 from policies.identity import task_run_id
 from policies.jobs import Surroundings
+from policies.lock_proposals import lock_steps
 from policies.proposals import DECLINED, proposal_steps
 from policies.rest import circumstances, is_at_rest, is_same
 from policies.retention import forgettable, freeable
@@ -73,6 +74,7 @@ def plan(desired: DesiredState, observed: Observed, *, now: datetime, around: Su
     steps = list(_within_limits(steps, desired, observed, around))
     steps += serving_steps(desired, observed, around, steps)
     steps += proposal_steps(desired, observed)
+    steps += lock_steps(desired, observed, now)
     steps += status_steps(desired, observed, _with_sensors(desired, observed), now)
     free, forget = freeable(observed), forgettable(observed)
     if free or forget:
@@ -101,7 +103,7 @@ def _axon_steps(
         end = f" until {suspend.until:%Y-%m-%d %H:%M} UTC" if suspend.until else ""
         yield _blocked(axon, "", f"suspended{end}: {suspend.reason}", word="Suspended", state="done")
         return
-    yield from _notes(axon, around)
+    yield from _notes(axon, around, desired.project.spec.builder.platforms)
     recorded = observed.recorded
     for event in due_events(axon, observed, now):
         yield RecordEvent(axon=axon.name, reason=f"{event.kind.lower()} event of {event.sensor}", event=event)
@@ -259,8 +261,9 @@ def _project_steps(desired: DesiredState) -> Iterator[AnyStep]:
                 )
 
 
-def _notes(axon: DesiredAxon, around: Surroundings) -> Iterator[AnyStep]:
-    for why, keys in _by_reason(axon_notes(axon.document, engine=around.engine)).items():
+def _notes(axon: DesiredAxon, around: Surroundings, platforms: Collection[str]) -> Iterator[AnyStep]:
+    notes = axon_notes(axon.document, engine=around.engine, platforms=platforms)
+    for why, keys in _by_reason(notes).items():
         yield _blocked(axon, "", f"{why}, so this has no effect: {', '.join(keys)}", state="done")
     for sensor in axon.document.spec.sensors:
         for trigger, text in why_never(sensor):

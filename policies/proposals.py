@@ -141,7 +141,7 @@ def proposal_steps(desired: DesiredState, observed: Observed) -> Iterator[EndPro
     """Proposals that are over as far as ledger and branch tell."""
     recorded = observed.recorded
     for proposal in recorded.proposals.values():
-        if proposal.ended:
+        if proposal.ended or proposal.kind == "lock":
             continue
         task, run = recorded.tasks.get(proposal.task_run), recorded.runs.get(proposal.run)
         if task is not None and task.state == "Succeeded" and task.reason != NOTHING_TO_ROLL_BACK:

@@ -25,6 +25,8 @@ BUILD_TYPES = frozenset({PYTHON_BUILD, DOCKERFILE_BUILD, COMPOSED, CONTROLLER_BU
 """All that we ever wrote, so that images of earlier releases still load."""
 _WHEEL = re.compile(r"(?P<name>[A-Za-z0-9._]+)-(?P<version>[A-Za-z0-9._!+]+)(-\d[A-Za-z0-9._]*)?(-[A-Za-z0-9._]+){3}\.whl")
 
+_SOURCE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)-(?P<version>[0-9][A-Za-z0-9._!+]*)\.(tar\.(gz|bz2|xz)|tgz|zip)")
+
 
 def fault_of(predicate: object) -> str:
     """Why a provenance does not fit: *expected …, got …*; empty where it does.
@@ -61,6 +63,15 @@ def wheel_purl(file_name: str) -> str:
     # PEP 503 names, as the purl type says; a wheel's file name has `_` where the name has `-`, `_` or `.`.
     name = re.sub(r"[-_.]+", "-", match["name"]).lower()
     return f"pkg:pypi/{name}@{quote(match['version'], safe=':')}"
+
+
+def source_purl(file_name: str) -> str:
+    """The package URL of a source distribution; empty for what is no such file's name."""
+    match = _SOURCE.fullmatch(file_name)
+    if match is None:
+        return ""
+    name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+    return f"pkg:pypi/{name}@{quote(match['version'], safe=':')}?file_name={quote(file_name, safe=':')}"
 
 
 def image_purl(reference: str) -> str:

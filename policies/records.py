@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from policies.canonical import digest_value, short_name
+from policies.terms.build import ResolvedLock
 from policies.terms.event import Event
 from policies.terms.observed import NOTHING, Recorded
 from policies.terms.proposal import Proposal
@@ -20,6 +21,8 @@ from policies.terms.run import Run, TaskRun
 from policies.terms.source import Resolved
 from policies.terms.trial import Ask, Tell, TrialRun
 
+LOCK_WORDS = ("path", "image", "beside")
+"""What only the proposal of a lock says."""
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -80,6 +83,7 @@ class _Building:
         self.inputs, self.deploying, self.resolved = dict(before.inputs), dict(before.deploying), set(before.resolved)
         self.proposals, self.statuses = dict(before.proposals), dict(before.statuses)
         self.sources, self.swept, self.images = dict(before.sources), set(before.swept), set(before.images)
+        self.locks = dict(before.locks)
 
     def take(self, entry: Entry) -> None:
         body, axon = entry.statement.body, entry.statement.axon
@@ -109,6 +113,9 @@ class _Building:
                 self.tells[body["taskRun"]] = (*self.tells.get(body["taskRun"], ()), _tell(body))
             case "image":
                 self.images.add(body["digest"])
+                if lock := _lock(body, axon):
+                    self.locks.pop((axon, lock.folder), None)  # the newest is the last
+                    self.locks[axon, lock.folder] = lock
             case "swept":
                 self.swept |= set(body["digests"])
                 gone = [key for key, task in self.inputs.items() if not self.swept.isdisjoint((task.model, *task.data))]
@@ -149,6 +156,7 @@ class _Building:
             proposals=self.proposals,
             statuses=self.statuses,
             images=frozenset(self.images),
+            locks=self.locks,
             swept=frozenset(self.swept),
         )
 
@@ -262,6 +270,7 @@ def proposal_statement(proposal: Proposal) -> Statement:
         "branch": proposal.branch,
         "evidence": proposal.evidence,
         "at": proposal.at.isoformat(),
+        **{name: value for name in LOCK_WORDS if (value := getattr(proposal, name))},
     }
     return Statement(kind="proposal", key=f"proposal/{proposal.task_run}", axon=proposal.axon, body=body)
 
@@ -363,7 +372,19 @@ def _proposal(body: Mapping[str, Any], axon: str) -> Proposal:
         branch=body["branch"],
         evidence=body["evidence"],
         at=datetime.fromisoformat(body["at"]),
+        **{name: body.get(name, "") for name in LOCK_WORDS},
     )
+
+
+def _lock(body: Mapping[str, Any], axon: str) -> ResolvedLock | None:
+    """The lock that was resolved for an image; None where it was not, or where its source is another repository's."""
+    made = body.get("materials")
+    if not isinstance(made, Mapping) or "repo" in made:
+        return None
+    words = [made.get(name) for name in ("folder", "tree", "lock")]
+    if not all(isinstance(word, str) for word in words) or not made["lock"]:
+        return None
+    return ResolvedLock(axon=axon, folder=made["folder"], tree=made["tree"], digest=made["lock"], image=body["digest"])
 
 
 def _task(body: Mapping[str, Any], axon: str, at: datetime) -> TaskRun:

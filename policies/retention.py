@@ -17,6 +17,7 @@ from policies.jobs import Surroundings
 from policies.selection import best_of
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import is_digest
+from policies.terms.document_types import parse_duration
 from policies.terms.observed import Observed, Recorded
 from policies.terms.plan import AnyStep, Deploy, FinishTask, Plan, RunJob, Serve, Tune
 from policies.terms.run import Run, TaskRun
@@ -25,8 +26,6 @@ from policies.terms.version import Version
 
 KEPT_LOGS = 500
 """Ended jobs whose log is kept for `myelin logs`, the newest ones; older ones are forgotten whole."""
-RECENT = timedelta(days=30)
-"""Versions and results younger than this are kept whether anything uses them or not: somebody may go back to them."""
 
 
 def freeable(observed: Observed) -> tuple[str, ...]:
@@ -57,26 +56,25 @@ def in_use(
     around: Surroundings,
     now: datetime,
     plan: Plan | None = None,
-    recent: timedelta = RECENT,
 ) -> Mapping[str, str]:
     """What must be kept: digest of an image, model or data artifact -> why, in words.
 
     Args:
-        desired: The newest trusted revision.
+        desired: The newest trusted revision; it says how long versions and results are kept whether anything uses them or not.
         observed: What one look found; its `recorded` is the whole ledger.
         around: Says how many versions of a deployer are kept.
         now: This instant, UTC.
         plan: What the pass is about to do.
-        recent: Versions and results younger than this are kept.
     """
     recorded, found = observed.recorded, dict[str, str]()
+    since = now - timedelta(seconds=parse_duration(desired.project.spec.builder.store.keep_results))
 
     def keep(why: str, digests: Iterable[str]) -> None:
         for digest in digests:
             if is_digest(digest):
                 found.setdefault(digest, why)
 
-    for version, why in _versions(desired, observed, around, now - recent):
+    for version, why in _versions(desired, observed, around, since):
         keep(f"{version.metadata.name}: {why}", _of_version(version, recorded))
     by_run: dict[str, list[TaskRun]] = defaultdict(list)
     for task in recorded.tasks.values():
@@ -84,8 +82,11 @@ def in_use(
     for run in recorded.runs.values():
         if why := _why_live(run, by_run[run.id], desired, observed):
             keep(f"run {run.id[7:19]} of {run.axon}: {why}", _of_run(run, by_run[run.id], desired, recorded))
-    for task, why in _results(desired, recorded, now - recent):
+    for task, why in _results(desired, recorded, since):
         keep(f"{task.axon}/{task.task}: {why}", _of_task(task))
+    for proposal in recorded.proposals.values():
+        if not proposal.ended:
+            keep(f"people are asked about {proposal.subject}", [proposal.image])
     for state in observed.images.values():
         keep("an image that a run asks for", [state.digest or ""])
     for server in observed.servers.values():

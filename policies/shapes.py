@@ -24,7 +24,17 @@ from pydantic.fields import FieldInfo
 
 from policies.terms.axon import Destination, EnvVar, Free, Promotion, PromotionStep, RolloutRule, Sensor, SensorTask, Task
 from policies.terms.document_types import Duration, Instant, Name, Number, Quantity, Text
-from policies.terms.project import GIT_URL, REGISTRY_PATH, SECRET_NAME, GitUrl, MaybeSecretName, RegistryPath, SecretName
+from policies.terms.project import (
+    BUILDKIT,
+    GIT_URL,
+    REGISTRY_PATH,
+    SECRET_NAME,
+    BuildKitAddress,
+    GitUrl,
+    MaybeSecretName,
+    RegistryPath,
+    SecretName,
+)
 
 ANYTHING = "x-kubernetes-preserve-unknown-fields"
 INT_OR_STRING = "x-kubernetes-int-or-string"
@@ -89,6 +99,7 @@ SCALARS: Mapping[Any, Shape] = {
         r"([Tt _][0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?$",
         "An instant; in UTC where it says no zone.",
     ),
+    BuildKitAddress: _like(f"^$|{BUILDKIT}", "Where a BuildKit listens, tcp://host:port or unix:///path; empty for none."),
     GitUrl: _like(GIT_URL, "A Git URL without a password, which belongs in the Secret."),
     RegistryPath: _like(REGISTRY_PATH, "The repository, as host[:port]/path."),
     SecretName: _like(SECRET_NAME, "A Secret in the same namespace."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from policies.errors import DesiredStateError
 from policies.experiment import experiment_of
@@ -20,6 +21,7 @@ from policies.jobs import (
     resolved,
     upstream,
 )
+from policies.lock_proposals import is_asked
 from policies.sources import elsewhere_of, folders_elsewhere
 from policies.terms.axon import ContainerTask, DeployTask, Sensor, SensorTask, Task, TrainTask
 from policies.terms.desired import DesiredAxon, DesiredState
@@ -119,7 +121,7 @@ def image_steps(
     state = context.observed.images.get(identity)
     if state is not None and state.phase == "built" and state.digest is not None:
         if state.digest not in recorded.images:
-            reason = f"{name} uses image {state.digest[7:19]}"
+            reason = f"{name} uses image {state.digest[7:19]}{_unlocked(context, state.materials)}"
             yield RecordImage(axon=context.axon.name, task=name, reason=reason, image=state.digest, materials=state.materials)
         return state.digest
     phase = state.phase if state else "absent"
@@ -145,6 +147,13 @@ def image_steps(
         message=message,
     )
     return None
+
+
+def _unlocked(context: TaskContext, materials: Mapping[str, Any]) -> str:
+    """What a person can do about requirements that are not locked, where nobody is going to be asked."""
+    if not materials.get("lock") or "repo" in materials or is_asked(context.desired):
+        return ""
+    return "; its requirements are not locked: `myelin lock --into .` keeps what was chosen"
 
 
 def _place(spec: ImageSpec) -> str:

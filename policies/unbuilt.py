@@ -6,7 +6,7 @@ is only noted, because it changes where or how something runs, not what it comes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from policies.errors import DesiredStateError
 from policies.terms.axon import KINDS, Artifact, Axon, Deployer, ImageBuild, Sensor, Task
@@ -130,12 +130,13 @@ def why_never(sensor: Sensor) -> Iterator[tuple[str, str]]:
         yield "", "conditions of sensors are not built into Myelin yet: a sensor with some never fires"
 
 
-def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
+def axon_notes(axon: Axon, *, engine: str, platforms: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     """(why, key) for what has no effect where it runs and does no harm.
 
     Args:
         axon: The manifest.
         engine: What it runs on.
+        platforms: Those that the project's images are asked for.
     """
     elsewhere = ON_KUBERNETES if engine != "Kubernetes" else ""
     spec = axon.spec
@@ -153,6 +154,8 @@ def axon_notes(axon: Axon, *, engine: str) -> Iterator[tuple[str, str]]:
                 yield elsewhere, f"{name} of {task.name}"
             elif value and task.deploy is not None:
                 yield _missing("resources and places of servers"), f"{name} of {task.name}"
+        if len(set(platforms)) > 1 and body.image_build is not None and body.image_build.dockerfile is not None:
+            yield _missing("Dockerfiles for several platforms"), f"spec.builder.platforms for {task.name}"
         if task.train is not None:
             if task.train.dataset or task.train.tolerance is not None:
                 yield _missing("checks of a training's data and tolerance"), f"dataset and tolerance of {task.name}"
@@ -179,7 +182,7 @@ def object_notes(project: Project) -> Iterator[tuple[str, str]]:
             yield ONLY_REPOSITORY, f"spec.{name}"
     for name in sorted(spec.write_back.model_fields_set - {"forge"}):
         yield ONLY_REPOSITORY, f"spec.writeBack.{name}"
-    for part, known in ((spec.builder, {"base"}), (spec.limits, {"max_concurrent_jobs"})):
+    for part, known in ((spec.builder, {"base", "buildkit"}), (spec.limits, {"max_concurrent_jobs"})):
         for name in sorted(part.model_fields_set - known):
             yield ONLY_REPOSITORY, f"{'spec.builder' if part is spec.builder else 'spec.limits'}.{name}"
 
@@ -200,8 +203,6 @@ def project_notes(project: Project, *, branch: str) -> Iterator[tuple[str, str]]
     for name, given in (("repository", spec.repository), ("registry", spec.registry), ("keys", spec.keys)):
         if given is not None:
             yield CLUSTER_ONLY, f"spec.{name}"
-    if spec.builder.allow_source_distributions:
-        yield _missing("builds of source distributions"), "spec.builder.allowSourceDistributions"
     for name, value in spec.limits.model_dump(by_alias=True).items():
         if value is not None and name != "maxConcurrentJobs":
             yield _missing("limits by the day"), f"spec.limits.{name}"

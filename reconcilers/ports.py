@@ -281,6 +281,15 @@ class Images(Protocol):
         """
         ...
 
+    def lock(self, digest: Digest) -> str:
+        """The text of the lock that was resolved for an image, out of its signed provenance.
+
+        Raises:
+            TrustError: No provenance that a key of the project signed has one.
+            OutsideError: The store does not answer.
+        """
+        ...
+
 
 class Sampler(Protocol):
     """Draws configurations. A pure function of its arguments: nothing is kept between calls."""

@@ -28,7 +28,7 @@ class _Asked:
 
     asking: Asking
     change: Callable[[], Change]
-    result: TaskRun
+    result: TaskRun | None
     paths: tuple[str, ...]
     recorded: Recorded
     ports: Ports
@@ -41,13 +41,13 @@ class _Asked:
 
     @property
     def subject(self) -> str:
-        return f"{self.proposal.axon}/{self.proposal.version}"
+        return self.proposal.subject
 
 
 def ask(
     asking: Asking,
     change: Callable[[], Change],
-    result: TaskRun,
+    result: TaskRun | None,
     ports: Ports,
     *,
     recorded: Recorded,
@@ -59,16 +59,17 @@ def ask(
         asking: What the request is to say now.
         change: Makes the files, where the branch needs them anew; what its statements say counts only once they are on the
             followed branch.
-        result: How the task's record looks; people's no makes it a failed one.
+        result: How the task's record looks; people's no makes it a failed one. None: no task waits for the answer, a no ends
+            the proposal at once.
         ports: The outside.
         recorded: What the forge was told already.
-        paths: `spec.writeBack.paths`.
+        paths: What the change may touch: `spec.writeBack.paths`, or the one file of a lock.
 
     Raises:
         OutsideError: Repository or forge failed us; the next pass goes on from what is there.
     """
     proposal = asking.proposal
-    subject = f"{proposal.axon}/{proposal.version}"
+    subject = proposal.subject
     if not asking.is_trusted:
         text = f"the tip of {asking.base_branch} is not trusted: nothing is proposed on top of it"
         return Result(outcome=_waits(subject, "Untrusted", text, is_patient=True))
@@ -123,9 +124,7 @@ def end(step: EndProposal, ports: Ports, *, recorded: Recorded) -> Result:
             ports.repository.withdraw(branch=proposal.branch, expected=tip)
         except ConflictError:
             pass  # somebody took it over in this moment: it is theirs
-    outcome = Outcome(
-        state="done", subject=f"{proposal.axon}/{proposal.version}", reason="ProposalEnded", message=step.reason, look_again=True
-    )
+    outcome = Outcome(state="done", subject=proposal.subject, reason="ProposalEnded", message=step.reason, look_again=True)
     return Result(outcome=outcome, statements=(*statements, proposal_ended_statement(proposal, step.how, step.reason)))
 
 
@@ -140,8 +139,10 @@ def set_status(step: SetStatus, ports: Ports) -> Result:
 def _refresh(asked: _Asked, tip: str) -> Result:
     """Make branch and request what they are to be now, and say how far the review is."""
     proposal, asking, ports = asked.proposal, asked.asking, asked.ports
-    if tip and tip == proposal.head and proposal.heads[tip] == (asking.base, asking.shown):
-        return _review(asked, tip)
+    if tip and tip == proposal.head:
+        base, shown = proposal.heads[tip]
+        if shown == asking.shown and (base == asking.base or not asking.follows_base):
+            return _review(asked, tip)
     change = asked.change()
     check_changes(change.files, asked.paths)
     trailers = {**change.trailers, "Myelin-Evidence": [asking.shown]}
@@ -178,7 +179,8 @@ def _review(asked: _Asked, commit: str) -> Result:
     if (request.title, request.body.strip()) != (asking.title, asking.body.strip()):
         forge.update(request.number, title=asking.title, body=asking.body)
     counted, missing = _counted(asked, forge.approvals(request.number) if asking.review.approvals else ())
-    text = missing or (f"approved by {', '.join(counted)}" if counted else "the evidence is complete")
+    # Which button to press goes before who approved it.
+    text = missing or (f"approved by {', '.join(counted)}" if counted and proposal.kind != "lock" else asking.ready)
     statements = []
     told = asked.recorded.statuses.get((commit, REVIEW), ())
     steps: tuple[StatusState, ...] = ("pending",) if missing else ("pending", "success")
@@ -232,9 +234,16 @@ def _withdrawn(asked: _Asked) -> Result:
 
 
 def _declined(asked: _Asked, text: str) -> Result:
-    ended = replace(asked.result, state="Failed", reason=DECLINED, message=f"{asked.proposal.version} was declined: {text}")
-    outcome = Outcome(state="done", subject=asked.subject, reason=DECLINED, message=ended.message, look_again=True)
-    return Result(outcome=outcome, statements=(task_statement(ended),))
+    proposal = asked.proposal
+    said = f"{proposal.version or proposal.path} was declined: {text}"
+    outcome = Outcome(state="done", subject=asked.subject, reason=DECLINED, message=said, look_again=True)
+    if asked.result is not None:
+        ended = replace(asked.result, state="Failed", reason=DECLINED, message=said)
+        return Result(outcome=outcome, statements=(task_statement(ended),))
+    step = EndProposal(
+        axon=proposal.axon, task=proposal.path, reason=said, proposal=proposal, how="declined", forge=asked.asking.forge
+    )
+    return replace(end(step, asked.ports, recorded=asked.recorded), outcome=outcome)
 
 
 def _is_ours(asked: _Asked, tip: str) -> bool:

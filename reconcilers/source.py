@@ -71,7 +71,10 @@ def fetch(ports: Ports, *, branch: str, pin: Pin, memory: Memory) -> DesiredStat
         return memory.desired
     since = memory.trust.head if memory.trust is not None and memory.trust.head else pin.since
     commits = ports.repository.facts(since=since, until=tip)
-    trust = judge(pin, commits, trusted=memory.trust)
+    known = memory.trust
+    if known is not None and tip == known.head:
+        known = replace(known, fault="")  # what was not trusted was taken back
+    trust = judge(pin, commits, trusted=known)
     if not trust.head:
         raise TrustError(trust.fault or f"{branch}@sha1:{tip}: nothing on this branch is trusted")
     memory.trust = trust

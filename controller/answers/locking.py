@@ -29,8 +29,9 @@ def locks(place: Place, into: Path | None = None) -> dict[str, Any]:
     newest: dict[str, str] = {}
     with opened(place) as project:
         for entry in of_kind(project.repository, project.ledger_head(), "image"):
-            if entry.statement.body["materials"].get("lock"):
-                newest[str(entry.statement.body["materials"]["folder"])] = str(entry.statement.body["digest"])
+            materials = entry.statement.body["materials"]
+            if materials.get("lock") and "repo" not in materials:  # in another repository, others commit
+                newest[str(materials["folder"])] = str(entry.statement.body["digest"])
         trust = project.images
     layout = store_of(place)
     if newest and layout is None:
@@ -38,7 +39,9 @@ def locks(place: Place, into: Path | None = None) -> dict[str, Any]:
     found = []
     for folder, image in sorted(newest.items()):
         assert layout is not None
-        inner = verify_image(layout, image, trust)[PROVENANCE]["buildDefinition"]["internalParameters"]["lock"]
+        inner = verify_image(layout, image, trust)[PROVENANCE]["buildDefinition"]["internalParameters"].get("lock")
+        if inner is None:  # somebody committed it, and the same image was built by it
+            continue
         file = proposed_lock(folder, Lock(text=inner["text"], origin=inner["origin"], resolved=True, wheels=()))
         is_written = into is not None and _write(into / file.path, file.content)
         found.append({"path": file.path, "image": image, "title": file.title, "text": inner["text"], "written": is_written})

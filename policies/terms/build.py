@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from policies.terms.digest import Digest
+
 Reproducibility = Literal["off", "sampled", "required"]
 """Whether an image is built a second time, elsewhere and later, and compared: never, now and then, or each one."""
 
@@ -59,3 +61,17 @@ class BuildRules:
 
 NO_RULES = BuildRules()
 """What a project that says nothing says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedLock:
+    """What the ledger says of a lock that was resolved while an image was built, as the folder had none that fits."""
+
+    axon: str
+    folder: str
+    """Source folder, from the root of the repository; empty for the root."""
+    tree: str
+    """Git tree id of the folder that it was resolved for."""
+    digest: Digest
+    """Of its text, which the image's provenance has."""
+    image: Digest

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from policies.terms.build import ResolvedLock
 from policies.terms.event import Alert, Event
 from policies.terms.proposal import Proposal
 from policies.terms.run import Run, TaskRun
@@ -38,11 +39,13 @@ class Recorded:
     sources: Mapping[str, tuple[Resolved, ...]] = field(default_factory=dict)
     """Run -> what the other repositories that it builds from came to."""
     proposals: Mapping[str, Proposal] = field(default_factory=dict)
-    """Task run id -> the change that people are or were asked about."""
+    """Task run id, or a lock's evidence -> the change that people are or were asked about."""
     statuses: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(commit, context) -> states that its forge was told, in order."""
     images: frozenset[str] = frozenset()
     """Digests of images of which is recorded what went into them."""
+    locks: Mapping[tuple[str, str], ResolvedLock] = field(default_factory=dict)
+    """(axon, source folder) -> the newest lock that was resolved for an image of it, in the order of record."""
     swept: frozenset[str] = frozenset()
     """Models and data that nothing needed any more, and that were removed: no later work takes them over."""
     slices: Mapping[str, Recorded] | None = field(default=None, compare=False, repr=False)
@@ -69,6 +72,7 @@ class Recorded:
             proposals={key: item for key, item in self.proposals.items() if key in mine},
             statuses=self.statuses,
             images=self.images,
+            locks={key: lock for key, lock in self.locks.items() if lock.axon == axon},
             swept=self.swept,
         )
 

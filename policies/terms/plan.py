@@ -162,6 +162,17 @@ class RollBack(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProposeLock(Step):
+    """A lock that was resolved, and that people are asked to keep; its text is in its image's provenance."""
+
+    asking: Asking
+    """What people are asked; the body is written once the text is read."""
+    folder: str
+    bounded: tuple[str, ...] = ()
+    """Names of signers who may not change that file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndProposal(Step):
     """People are not to be asked any more: the request is closed, its branch goes, its status ends."""
 
@@ -227,6 +238,7 @@ AnyStep = (
     | FinishTask
     | Deploy
     | RollBack
+    | ProposeLock
     | EndProposal
     | SetStatus
     | Serve

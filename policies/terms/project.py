@@ -17,6 +17,8 @@ REGISTRY_PATH = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?(/[a-z0-9]+(
 """Host, port and path of one repository; the path's rule is that of the OCI Distribution Specification 1.1."""
 SSH_KEYS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")
 CERTIFICATE, PRIVATE_KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----BEGIN PGP PRIVATE KEY BLOCK-----"
+BUILDKIT = r"^(tcp://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|unix:///\S+)$"
+"""Where a BuildKit listens."""
 SECRET_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 """What Kubernetes lets a Secret be called."""
 
@@ -42,6 +44,13 @@ def _check_secret_name(text: str) -> str:
 
 def _check_maybe_secret_name(text: str) -> str:
     return _check_secret_name(text) if text else text
+
+
+def _check_buildkit(text: str) -> str:
+    # Its client knows more kinds of addresses; for those it runs a program of this machine, which no commit shall choose.
+    if text and not re.fullmatch(BUILDKIT, text):
+        raise ValueError(f"expected tcp://host:port or unix:///path of a BuildKit, got {_shown(text)}")
+    return text
 
 
 def _check_ssh_key(text: str) -> str:
@@ -85,6 +94,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
+BuildKitAddress = Annotated[str, AfterValidator(_check_buildkit)]
 GitUrl = Annotated[str, AfterValidator(_check_git_url)]
 RegistryPath = Annotated[str, AfterValidator(_check_registry_path)]
 SecretName = Annotated[str, AfterValidator(_check_secret_name)]
@@ -302,6 +312,17 @@ class BuildLimits(Document):
     time: Duration = "1h"
 
 
+class StoreLimits(Document):
+    """How long and how much the store keeps of what nothing uses."""
+
+    keep_results: Duration = "720h"
+    """Versions and results younger than this stay: somebody may go back to them."""
+    keep_unused: Duration = "24h"
+    """What was used this lately stays; an hour at least."""
+    cache: Quantity = "20Gi"
+    """Of the folder in front of a cluster's registry."""
+
+
 class Builder(Document):
     """How images are built."""
 
@@ -309,13 +330,15 @@ class Builder(Document):
     base_signers: tuple[ImageSigner, ...] = ()
     index: str | None = None
     require_hashes: bool = False
+    propose_locks: bool = True
     allow_source_distributions: bool = False
     precompile: bool | None = None
     platforms: tuple[Literal["linux/amd64", "linux/arm64"], ...] = ()
     stamp: Literal["none", "commit"] = "none"
     reproducibility: Reproducibility = "off"
-    buildkit: str = ""
+    buildkit: BuildKitAddress = ""
     limits: BuildLimits = BuildLimits()
+    store: StoreLimits = StoreLimits()
 
 
 class Limits(Document):

@@ -49,13 +49,16 @@ StatusState = Literal["pending", "success", "failure", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What the ledger says of one change that people are asked about: one for each task run that makes one."""
+    """What the ledger says of one change that people are asked about: one for each task run that makes one, or each lock."""
 
     task_run: str
+    """For a lock, which no task makes, its evidence."""
     run: str
+    """Empty for a lock."""
     axon: str
-    kind: Literal["promotion", "rollback"]
+    kind: Literal["promotion", "rollback", "lock"]
     version: str
+    """Empty for a lock."""
     branch: str
     """The head: a branch of our own."""
     evidence: str
@@ -67,6 +70,17 @@ class Proposal:
     ended: Literal["", "merged", "declined", "overtaken"] = ""
     reason: str = ""
     """Why it ended, for people."""
+    path: str = ""
+    """Of a lock: the file, from the root of the repository."""
+    image: str = ""
+    """Of a lock: the image whose provenance has its text."""
+    beside: str = ""
+    """Of a lock: names what the folder said of its requirements when it was proposed."""
+
+    @property
+    def subject(self) -> str:
+        """What it is about, for people."""
+        return f"{self.axon}/{self.version or self.path}"
 
     @property
     def head(self) -> str:
@@ -98,3 +112,7 @@ class Asking:
     """`Name <address>` for its commits; empty: Myelin's own."""
     shown: str
     """Digest of all that the body shows; approvals are bound to it."""
+    ready: str = "the evidence is complete"
+    """What is said where nobody is waited for."""
+    follows_base: bool = True
+    """Whether the change is made anew when the base moves; a file of its own stays what it is."""

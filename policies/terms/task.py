@@ -23,6 +23,8 @@ class JobSpec:
     axon: str
     task: str
     image: Digest
+    is_laid_by_us: bool = True
+    """Whether the image holds Myelin's own programs, as all do but those of Dockerfiles."""
     args: tuple[str, ...] = ()
     """Appended to the image's entrypoint."""
     env: Mapping[str, str] = field(default_factory=dict)

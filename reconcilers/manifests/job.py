@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from policies.canonical import canonical
@@ -10,21 +10,30 @@ from policies.errors import DesiredStateError
 from policies.terms.digest import Digest
 from policies.terms.task import JobSpec
 from reconcilers.manifests.names import IMAGE, LABELS, Placement, encoded, job_name, labels, metadata
-from reconcilers.manifests.pod import INPUTS, PYTHON, WORK, container, pod
+from reconcilers.manifests.pod import ANY_PYTHON, INPUTS, PYTHON, WORK, container, pod
 
+RUNNER = f"{INPUTS}/run"
+"""Where the program lies that runs a job, in images that do not have it."""
 LARGEST_EVENT_BYTES = 100_000
 """Linux takes no longer variable of a program's environment than 128 KiB."""
 GRACE_SECONDS = 15
 """From the end of its time to the end of its processes."""
 
 
-def inputs(spec: JobSpec) -> dict[str, tuple[Digest, ...]]:
-    """Folder of the image -> artifacts that are laid there over each other."""
+def inputs(spec: JobSpec, runner: Digest | None = None) -> dict[str, tuple[Digest, ...]]:
+    """Folder of the image -> artifacts that are laid there over each other.
+
+    Args:
+        spec: What is to run.
+        runner: The program that runs it, where the image does not have it.
+    """
     places: dict[str, tuple[Digest, ...]] = {}
     if spec.data:
         places[f"{INPUTS}/data"] = spec.data
     if spec.model is not None:
         places[f"{INPUTS}/model"] = (spec.model,)
+    if runner is not None:
+        places[RUNNER] = (runner,)
     places |= {f"{INPUTS}/earlier/{task}": (digest,) for task, digest in own_data(spec).items()}
     return {place.lstrip("/"): digests for place, digests in places.items()}
 
@@ -34,7 +43,15 @@ def own_data(spec: JobSpec) -> dict[str, Digest]:
     return {task: digest for task, digest in spec.earlier_data.items() if spec.data != (digest,)}
 
 
-def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Sequence[str], result_url: str) -> dict[str, Any]:
+def job(
+    spec: JobSpec,
+    placement: Placement,
+    *,
+    image: Digest,
+    entrypoint: Sequence[str],
+    result_url: str,
+    platforms: Collection[str] = (),
+) -> dict[str, Any]:
     """The Job.
 
     Args:
@@ -43,6 +60,7 @@ def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Seque
         image: The image with the job's inputs in it.
         entrypoint: The image's own program.
         result_url: Where the job brings its result.
+        platforms: What the image runs on, `linux/amd64`; empty: anything.
     """
     own = own_data(spec)
     env = {
@@ -63,10 +81,11 @@ def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Seque
             raise DesiredStateError(f"{words}; send an address of what it is about", reason="EventTooBig")
         env["EVENT_PATH"] = f"{WORK}/report/event.json"
         env["MYELIN_JOB_EVENT"] = text
+    runner = (PYTHON, "-I", "-m", "myelin.job") if spec.is_laid_by_us else (ANY_PYTHON, "-I", RUNNER)
     main = container(
         placement,
         image,
-        command=[PYTHON, "-I", "-m", "myelin.job", "--", *entrypoint, *spec.args],
+        command=[*runner, "--", *entrypoint, *spec.args],
         env=env,
         mounts={"tmp": "/tmp", "work": WORK},
         needs=spec.resources,
@@ -85,6 +104,7 @@ def job(spec: JobSpec, placement: Placement, *, image: Digest, entrypoint: Seque
                 main,
                 [{"name": "work", "emptyDir": {}}],
                 restart="Never",
+                platforms=platforms,
                 node_selector=spec.node_selector,
                 more={"terminationGracePeriodSeconds": GRACE_SECONDS},
             ),

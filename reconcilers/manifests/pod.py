@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from policies.terms.digest import Digest
@@ -10,6 +10,8 @@ from reconcilers.manifests.names import Placement
 
 USER = 65532
 PYTHON = "/opt/venv/bin/python"
+ANY_PYTHON = "python3"
+"""That of an image which Myelin did not lay, as its PATH finds it."""
 INPUTS, WORK = "/myelin/in", "/myelin/work"
 _SETTINGS = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp", "LANG": "C.UTF-8"}
 
@@ -64,10 +66,21 @@ def pod(
     volumes: Sequence[Mapping[str, Any]],
     *,
     restart: str,
+    platforms: Collection[str] = (),
     node_selector: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A pod's spec around its container; Pod Security `restricted` admits it."""
+    """A pod's spec around its container; Pod Security `restricted` admits it.
+
+    Args:
+        placement: Whose it is.
+        main: Its container.
+        volumes: Besides `/tmp`.
+        restart: When Kubernetes starts it again.
+        platforms: What its image runs on, `linux/arm64`; it lands on no other node. Empty: on any.
+        node_selector: Labels that its node must have.
+        more: Further fields.
+    """
     return {
         "containers": [dict(main)],
         "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],
@@ -84,5 +97,16 @@ def pod(
         **({"serviceAccountName": placement.service_account} if placement.service_account else {}),
         **({"imagePullSecrets": [{"name": placement.pull_secret}]} if placement.pull_secret else {}),
         **({"nodeSelector": dict(node_selector)} if node_selector else {}),
+        **({"affinity": {"nodeAffinity": _nodes_for(platforms)}} if platforms else {}),
         **(more or {}),
     }
+
+
+def _nodes_for(platforms: Collection[str]) -> dict[str, Any]:
+    """The nodes that an image runs on, by the labels that each kubelet gives its node."""
+    terms = []
+    for platform in sorted({"/".join(item.split("/")[:2]) for item in platforms}):
+        system, _, machine = platform.partition("/")
+        wanted = (("kubernetes.io/os", system), ("kubernetes.io/arch", machine))
+        terms.append({"matchExpressions": [{"key": key, "operator": "In", "values": [value]} for key, value in wanted]})
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

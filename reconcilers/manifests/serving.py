@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,8 +41,18 @@ def address(spec_name: str, placement: Placement) -> str:
     return f"{kube_name(spec_name)}.{placement.namespace}.svc:{PORT}"
 
 
-def deployment(spec: ServerSpec, placement: Placement, *, image: Digest, entrypoint: Sequence[str]) -> dict[str, Any]:
-    """The Deployment: a new pod answers before the old one goes."""
+def deployment(
+    spec: ServerSpec, placement: Placement, *, image: Digest, entrypoint: Sequence[str], platforms: Collection[str] = ()
+) -> dict[str, Any]:
+    """The Deployment: a new pod answers before the old one goes.
+
+    Args:
+        spec: What is to be up.
+        placement: Where.
+        image: The image with the server's data and model in it.
+        entrypoint: The image's own program.
+        platforms: What the image runs on, `linux/amd64`; empty: anything.
+    """
     kind, name = kind_of(spec), kube_name(spec.name)
     env = {**spec.env, "HOST": "0.0.0.0", "PORT": str(PORT), "MODEL_PATH": f"{INPUTS}/model/", "DATA_PATH": f"{INPUTS}/data/"}
     mounts, volumes = {"tmp": "/tmp"}, []
@@ -50,7 +60,8 @@ def deployment(spec: ServerSpec, placement: Placement, *, image: Digest, entrypo
         env["MYELIN_CONFIG"] = f"{CONFIG_FOLDER}/config.json"
         mounts["config"] = CONFIG_FOLDER
         volumes.append({"name": "config", "configMap": {"name": name}})
-    command = [PYTHON if part == "python" and place == 0 else part for place, part in enumerate(spec.command or entrypoint)]
+    # An image's own program is the image's business, a `python` of its own too.
+    command = [PYTHON if (part, place) == ("python", 0) else part for place, part in enumerate(spec.command)] or [*entrypoint]
     check = {"httpGet": {"path": spec.health_path, "port": PORT}}
     main = container(
         placement,
@@ -79,7 +90,7 @@ def deployment(spec: ServerSpec, placement: Placement, *, image: Digest, entrypo
                     "labels": labels(placement, kind, spec.name),
                     "annotations": {SPEC: str(identity(spec)), IMAGE: str(spec.image)},
                 },
-                "spec": pod(placement, main, volumes, restart="Always"),
+                "spec": pod(placement, main, volumes, restart="Always", platforms=platforms),
             },
         },
     }

@@ -23,7 +23,7 @@ _WAITING = {
 }
 _NEXT = {
     "ImagePull": "see registry.pullSecretName of the Project and whether the node reaches the registry",
-    "Unschedulable": "make room, or ask for less in `resources` or `nodeSelector`",
+    "Unschedulable": "make room, ask for less in `resources` or `nodeSelector`, or build for these nodes (`builder.platforms`)",
     "OutOfMemory": "raise `resources.limits.memory`, or make it need less",
     "Evicted": "the node was short of what it says; ask for it in `resources.requests`",
 }

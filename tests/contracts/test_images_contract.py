@@ -202,3 +202,19 @@ def test_a_touched_image_is_not_trusted_even_if_it_was_before(place: Place) -> N
     with place.touched(digest), pytest.raises(TrustError):
         place.images.verify(digest)
     place.images.verify(digest)
+
+
+def test_a_lock_that_was_resolved_is_told_and_gives_the_same_image(place: Place) -> None:
+    files = {"app.py": b"print('loose')\n", "requirements.txt": b"idna>=3,<4\n"}
+    spec = place.spec(files)
+    loose = built(place, spec)
+    text = place.images.lock(loose)
+    assert "idna==3" in text
+    told = place.images.look(spec).materials
+    assert (told["folder"], told["tree"], told["lock"]) == ("src", spec.tree, digest_of(text.encode()))
+    locked = place.spec({**files, "requirements.lock": text.encode()})
+    assert built(place, locked) == loose
+    assert "lock" not in place.images.look(locked).materials
+    without = built(place, place.spec({"app.py": b"print('none')\n"}))
+    with pytest.raises(TrustError, match="expected provenance with the lock that it was built by, got none"):
+        place.images.lock(without)

@@ -115,6 +115,8 @@ class Outside:
     artifacts: dict[str, Files] = field(default_factory=dict)
     built: dict[str, ImageState] = field(default_factory=dict)
     tampered: set[str] = field(default_factory=set)
+    locks: dict[str, str] = field(default_factory=dict)
+    """Image -> the lock that was resolved for it, as its provenance says."""
     jobs: dict[str, Job] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     """Names of all jobs that were really started, in order."""
@@ -168,6 +170,8 @@ class World:
         """Builds that failed; the controller forgets them when it dies."""
         self.differs: list[dict[str, Any]] = []
         """What differs when an image is built again."""
+        self.newest = "3.1"
+        """The release of every package that loose requirements come to."""
         self.watched: tuple[Target, ...] = ()
         """Whose metrics are read; forgotten with the controller."""
         self.calls: list[str] = []

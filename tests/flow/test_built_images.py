@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from controller import answers, project
 from controller.adapters.attest.statements import PROVENANCE, SBOM
 from controller.adapters.attest.verifying import verify_image
 from controller.adapters.build.enclosure import why_not
+from controller.adapters.documents import YamlDocuments
 from controller.adapters.engine_local.launch import bubblewrap
 from controller.adapters.oci.artifacts import TITLE
 from controller.adapters.oci.layout import Layout
@@ -23,7 +25,10 @@ from controller.loop import Report, run_pass
 from controller.stopping import stop_servers
 from controller.wiring import Wired, wire
 from policies.terms.digest import Digest
+from policies.terms.project import Forge as ForgeSettings
+from policies.terms.proposal import Approval, PullRequest, StatusState
 from policies.terms.run import TaskRun
+from reconcilers.ports import Forge
 from tests.contracts.registry_server import RegistryServer, registry_server, why_no_registry
 from tests.controller import host_base
 from tests.controller.tiny_base import push
@@ -184,6 +189,92 @@ def test_loose_requirements_are_resolved_once_and_their_lock_gives_the_same_imag
 
         _, again = until(wired, second)
     assert again.image == first.image
+
+
+class Desk:
+    """Implements `reconcilers.ports.Forges` and `reconcilers.ports.Forge`: one request, which people take by their own Git."""
+
+    def __init__(self) -> None:
+        self.request: PullRequest | None = None
+        self.opened = 0
+
+    def of(self, settings: ForgeSettings) -> Forge:
+        return self
+
+    def find(self, head: str) -> PullRequest | None:
+        return self.request
+
+    def open(
+        self, *, head: str, base: str, title: str, body: str, labels: Sequence[str], reviewers: Sequence[str]
+    ) -> PullRequest:
+        self.opened += 1
+        self.request = PullRequest(
+            number=1, url="desk/1", state="open", head=head, head_commit="", base=base, title=title, body=body
+        )
+        return self.request
+
+    def close(self, number: int, *, comment: str) -> None:
+        assert self.request is not None
+        self.request = replace(self.request, state="closed")
+
+    def update(self, number: int, *, title: str, body: str) -> None:
+        raise AssertionError("nothing of it is new")
+
+    def comment(self, number: int, *, marker: str, body: str) -> None:
+        pass
+
+    def approvals(self, number: int) -> tuple[Approval, ...]:
+        return ()
+
+    def set_status(self, commit: str, *, context: str, state: StatusState, text: str, url: str = "") -> None:
+        pass
+
+
+def test_a_lock_is_asked_about_and_what_a_person_makes_of_it_gives_the_same_image(made: Project) -> None:
+    with wire(project.settings_of(made.place)) as wired:
+        tip = wired.ports.repository.fetch("main")
+        text = wired.ports.repository.read(tip, "myelin.yaml")
+    documents = YamlDocuments()
+    value = documents.load(text, "myelin.yaml").value
+    value["spec"]["writeBack"] = {"mode": "commit", "forge": {"type": "gitea", "url": "https://f.localhost", "repository": "a/b"}}
+    made.push(
+        {
+            "myelin.yaml": documents.edit(text, value).decode(),
+            "axons/digits/axon.yaml": None,
+            "axons/made/axon.yaml": AXON.replace("BUILD", "s2i: {}"),
+            "src/app.py": "import idna, os\nopen(os.environ['DATA_PATH'] + 'out', 'w').write('1')\n",
+            "src/requirements.txt": "idna>=3,<4\n",
+        }
+    )
+    desk = Desk()
+    with wire(project.settings_of(made.place)) as wired:
+        wired = replace(wired, ports=replace(wired.ports, forges=desk))
+        until(wired, with_reason("InReview"))
+        _, first = until(wired, ended(wired))
+        assert desk.request is not None
+        wired.ports.repository.fetch(desk.request.head)
+        (proposal,) = wired.following.observed.recorded.proposals.values()  # type: ignore[union-attr]
+        lock = wired.ports.repository.read(proposal.head, "src/requirements.lock").decode()
+        assert "idna==3" in desk.request.body
+        # As it is taken by `git cherry-pick -S`: the same file, signed by a person.
+        made.push({"src/requirements.lock": lock})
+        _, over = until(wired, with_reason("ProposalEnded"))
+        assert over.message == "src/requirements.lock is there as proposed"
+        assert (desk.request.state, desk.opened) == ("closed", 1)
+
+        def second(report: Report) -> Any:
+            observed = wired.following.observed
+            tasks = observed.recorded.tasks.values() if observed is not None else ()
+            return next((task for task in tasks if task.id != first.id), None)
+
+        _, again = until(wired, second)
+        # Nobody is asked again.
+        report = run_pass(wired.following, wired.ports)
+        assert not [item for item in report.outcomes if item.reason == "InReview"]
+        wired.ports.ledger.push()
+    assert (again.image, again.state) == (first.image, "Succeeded")
+    # Its provenance says now that the lock lay in the commit: there is none left to write.
+    assert locking.locks(made.place) == {"locks": []}
 
 
 def test_a_commit_with_a_key_in_it_builds_nothing_and_says_where(made: Project) -> None:

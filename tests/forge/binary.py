@@ -5,15 +5,15 @@ Never downloads a ready-made binary: Go fetches sources through its module proxy
 
 from __future__ import annotations
 
+import inspect
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster import cache
+from tests.cluster import cache, golang
 
 MODULES = Path(__file__).with_name("go")
 MODULE = "code.gitea.io/gitea"
@@ -33,7 +33,9 @@ def given() -> Path | None:
 def digest() -> str:
     """Name of what this recipe builds."""
     files = [path for path in sorted(MODULES.iterdir()) if path.is_file()]
-    return cache.digest_of(*(path.read_bytes() for path in files), Path(__file__).read_bytes())
+    # What is asked of this machine, and how the program is started, changes nothing of what is built.
+    recipe = "\n".join((VERSION, *STATIC, inspect.getsource(build), inspect.getsource(_go)))
+    return cache.digest_of(*(path.read_bytes() for path in files), recipe.encode())
 
 
 def missing() -> str:
@@ -45,14 +47,7 @@ def missing() -> str:
         return "" if os.access(own, os.X_OK) else f"the program that MYELIN_GITEA names, {own}"
     if (cache.root() / "forge" / digest()).is_dir():
         return ""
-    words = f"Go {'.'.join(map(str, OLDEST_GO))} or newer (it builds Gitea, once), or MYELIN_GITEA, the path of a gitea program"
-    if not shutil.which("go"):
-        return words
-    said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
-    number = re.match(r"go(\d+)\.(\d+)", said)
-    if number is None or (int(number[1]), int(number[2])) < OLDEST_GO:
-        return f"{words}; got {said.strip() or 'no answer'}"
-    return ""
+    return golang.missing(OLDEST_GO, "Gitea", "MYELIN_GITEA, the path of a gitea program")
 
 
 def program() -> tuple[Path, Path | None]:

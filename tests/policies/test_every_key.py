@@ -128,9 +128,11 @@ spec.writeBack.author.email spec.writeBack.forge.type spec.writeBack.forge.url s
 spec.writeBack.forge.tokenFrom.secret.name spec.writeBack.forge.tokenFrom.secret.key spec.writeBack.paths
 spec.writeBack.review.labels spec.writeBack.review.reviewers spec.writeBack.review.approvals
 spec.writeBack.review.authorIsEnough spec.source.submodules spec.source.largestFile
-spec.builder.base spec.builder.index spec.builder.requireHashes spec.builder.allowSourceDistributions
+spec.builder.base spec.builder.index spec.builder.requireHashes spec.builder.proposeLocks
+spec.builder.allowSourceDistributions
 spec.builder.precompile spec.builder.platforms spec.builder.stamp spec.builder.reproducibility spec.builder.buildkit
 spec.builder.limits.memory spec.builder.limits.disk spec.builder.limits.time
+spec.builder.store.keepResults spec.builder.store.keepUnused spec.builder.store.cache
 spec.builder.baseSigners[].name spec.builder.baseSigners[].key spec.builder.baseSigners[].identity
 spec.builder.baseSigners[].issuer
 spec.policies[].name spec.policies[].on spec.policies[].require spec.policies[].message

@@ -5,8 +5,9 @@ import pytest
 from controller.adapters.documents import YamlDocuments
 from policies.errors import DesiredStateError, Fault
 from policies.parsing import parse_document
+from policies.terms.axon import Axon
 from policies.terms.project import Project
-from policies.unbuilt import project_notes
+from policies.unbuilt import axon_notes, project_notes
 
 
 def read(spec: str) -> Project:
@@ -33,6 +34,16 @@ WRONG = {
     "a tag": ('{registry: {repository: "r.example/a:1"}}', "spec.registry.repository", REGISTRY + "'r.example/a:1'"),
     "a host alone": ("{registry: {repository: r.example}}", "spec.registry.repository", REGISTRY + "'r.example'"),
     "capitals": ("{registry: {repository: r.example/A}}", "spec.registry.repository", REGISTRY + "'r.example/A'"),
+    "a BuildKit that is a program here": (
+        '{builder: {buildkit: "docker-container://builder"}}',
+        "spec.builder.buildkit",
+        "expected tcp://host:port or unix:///path of a BuildKit, got 'docker-container://builder'",
+    ),
+    "a BuildKit without a port": (
+        '{builder: {buildkit: "tcp://builder"}}',
+        "spec.builder.buildkit",
+        "expected tcp://host:port or unix:///path of a BuildKit, got 'tcp://builder'",
+    ),
     "no Secret": ('{keys: {secretName: ""}}', "spec.keys.secretName", SECRET + "''"),
     "no Secret's name": ("{keys: {secretName: My_keys}}", "spec.keys.secretName", SECRET + "'My_keys'"),
 }
@@ -76,3 +87,27 @@ def test_in_a_repository_each_is_named_as_having_no_effect() -> None:
     notes = list(project_notes(read(spec), branch="main"))
     assert [key for _, key in notes] == ["spec.repository", "spec.registry", "spec.keys"]
     assert {"the Project object of a cluster" in part for part, _ in notes} == {True}
+
+
+@pytest.mark.parametrize(
+    ("platforms", "how", "said"),
+    [
+        (["linux/amd64", "linux/arm64"], "dockerfile: {path: Dockerfile}", ["spec.builder.platforms for look"]),
+        (["linux/amd64"], "dockerfile: {path: Dockerfile}", []),
+        (["linux/amd64", "linux/arm64"], "s2i: {contextDir: src}", []),
+    ],
+)
+def test_platforms_that_no_dockerfile_is_built_for_are_named(platforms: list[str], how: str, said: list[str]) -> None:
+    text = f"""apiVersion: myelin.io/v1alpha1
+kind: Axon
+metadata: {{name: a}}
+spec:
+  artifacts: [{{name: source, path: /src}}]
+  tasks:
+    - name: look
+      container: {{imageBuild: {{repositoryName: a, artifact: source, buildLocation: /src, {how}}}}}
+  sensors: []
+"""
+    axon = parse_document(YamlDocuments().load(text.encode(), "axon.yaml"))
+    assert isinstance(axon, Axon)
+    assert [key for _, key in axon_notes(axon, engine="local", platforms=platforms)] == said

@@ -60,6 +60,7 @@ job_specs = st.builds(
     axon=names,
     task=names,
     image=digests.map(Digest),
+    is_laid_by_us=st.booleans(),
     args=st.lists(texts, max_size=2).map(tuple),
     env=environments,
     data=st.lists(digests.map(Digest), max_size=2).map(tuple),
@@ -84,6 +85,7 @@ server_specs = st.builds(
     health_path=st.sampled_from(["/health", "/"]),
     labels=st.fixed_dictionaries({}, optional={"job": st.sampled_from(["proxy", "model"]), "config": digests}),
 )
+platforms = st.sampled_from(["linux/amd64", "linux/arm64", "windows/amd64"])
 ONE = "sha256:" + "1" * 64
 SMALL = JobSpec(name="j", axon="digits", task="fit", image=Digest(ONE))
 HERE = Placement(namespace="team-a", project="digits", registry="registry.test:5000/team/digits")
@@ -230,6 +232,29 @@ def test_every_pod_is_restricted_by_digest_and_without_token(
         assert sorted(mounted) == sorted({volume["name"] for volume in pod["volumes"]})
         assert len({item["name"] for item in main["env"]}) == len(main["env"])
         assert all(LABEL.fullmatch(value) for value in template["metadata"]["labels"].values())
+
+
+@given(job_specs, server_specs, digests, st.sets(platforms), platforms)
+def test_a_pod_lands_on_no_node_that_its_image_does_not_run_on(
+    job: JobSpec, server: ServerSpec, image: str, runs_on: set[str], node: str
+) -> None:
+    made = jobs.job(job, HERE, image=Digest(image), entrypoint=["x"], result_url=URL, platforms=runs_on)
+    deployed = serving.deployment(server, HERE, image=Digest(image), entrypoint=["x"], platforms=runs_on)
+    for manifest in (made, deployed):
+        pod = manifest["spec"]["template"]["spec"]
+        assert takes(pod.get("affinity"), node) == (node in runs_on or not runs_on)
+    assert made["spec"]["template"]["spec"].get("nodeSelector", {}) == job.node_selector
+
+
+def takes(affinity: Any, node: str) -> bool:
+    """Whether the scheduler lets a pod onto a node: one term has to hold, and all of its expressions."""
+    if affinity is None:
+        return True
+    system, machine = node.split("/")
+    labels = {"kubernetes.io/os": system, "kubernetes.io/arch": machine}
+    terms = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert all(item["operator"] == "In" for term in terms for item in term["matchExpressions"])
+    return any(all(labels[item["key"]] in item["values"] for item in term["matchExpressions"]) for term in terms)
 
 
 @given(job_specs, placements, digests, entrypoints)

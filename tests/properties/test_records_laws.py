@@ -40,6 +40,8 @@ events = st.builds(
     at=instants,
     data=mappings,
 )
+made = st.fixed_dictionaries({"folder": names, "tree": texts, "lock": ids})
+"""What went into an image by requirements that were resolved."""
 runs = st.builds(
     Run,
     id=ids,
@@ -86,7 +88,7 @@ statements: st.SearchStrategy[Statement] = st.one_of(
     st.builds(records.ask_statement, texts, ids, asks),
     st.builds(records.tell_statement, texts, ids, tells),
     st.builds(records.deploying_statement, texts, ids, texts),
-    st.builds(records.image_statement, texts, ids, mappings),
+    st.builds(records.image_statement, texts, ids, mappings | made),
 )
 
 
@@ -117,7 +119,7 @@ def test_what_is_kept_of_an_axon_is_what_is_recorded_of_it(found: list[Statement
     recorded = records.fold(kept(*found))
     for axon in {statement.axon for statement in found} | {"nobody"}:
         kept_of, sifted = recorded.of(axon), replace(recorded, slices=None).of(axon)
-        for name in ("events", "runs", "tasks", "proposals"):
+        for name in ("events", "runs", "tasks", "proposals", "locks"):
             assert getattr(kept_of, name) == getattr(sifted, name)
             assert list(getattr(kept_of, name)) == list(getattr(sifted, name))
 

@@ -13,14 +13,14 @@ from policies.errors import Fault
 from policies.jobs import Surroundings
 from policies.parsing import parse_document
 from policies.records import fold, swept_statement, task_statement
-from policies.retention import RECENT, in_use, swept_of, why_nothing_goes
+from policies.retention import in_use, swept_of, why_nothing_goes
 from policies.terms.axon import Axon
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.digest import Digest, digest_of
 from policies.terms.document import LoadedDocument
 from policies.terms.observed import Observed, Recorded
 from policies.terms.plan import Plan, Serve
-from policies.terms.project import Project
+from policies.terms.project import Builder, Project, ProjectSpec, StoreLimits
 from policies.terms.proposal import Proposal
 from policies.terms.record import Entry, Statement
 from policies.terms.release import Hold, Release, ReleaseMetadata, ReleaseSpec, Share
@@ -148,15 +148,19 @@ numbers = st.integers(0, 7)
     shares=st.lists(numbers, unique=True, max_size=3),
     shadow=st.one_of(st.just(""), numbers.map("v-{}".format)),
     holds=st.sets(numbers.map("v-{}".format), max_size=3),
+    young=st.integers(0, 100),
 )
-def test_what_a_release_names_or_holds_is_never_chosen(days: list[int], shares: list[int], shadow: str, holds: set[str]) -> None:
+def test_what_a_release_names_or_holds_or_is_young_is_never_chosen(
+    days: list[int], shares: list[int], shadow: str, holds: set[str], young: int
+) -> None:
     versions = {f"v-{number}": version(number, days=age) for number, age in enumerate(days)}
     releases = {("digits", "deployer"): release(*shares, shadow=shadow, holds=tuple(sorted(holds)))}
-    state = desired(versions=versions, releases=releases)
+    builder = Builder(store=StoreLimits(keep_results=f"{24 * young}h"))
+    state = desired(versions=versions, releases=releases, project=Project(spec=ProjectSpec(builder=builder)))
     kept = used(state, Observed(recorded=Recorded()))
     newest = sorted(versions.values(), key=lambda item: (item.spec.created_at, item.metadata.name))[-AROUND.kept_versions :]
     for key, item in versions.items():
-        is_young = NOW - item.spec.created_at <= RECENT
+        is_young = NOW - item.spec.created_at <= timedelta(days=young)
         if key in {f"v-{number}" for number in shares} | {shadow} | holds or item in newest or is_young:
             assert parts(item) <= kept
         else:

@@ -72,7 +72,7 @@ SCENARIOS: dict[str, tuple[dict[str, Any], Trouble | None]] = {
         Trouble(
             reason="Unschedulable",
             message="no node takes it: 0/3 nodes are available: 3 Insufficient cpu."
-            "; make room, or ask for less in `resources` or `nodeSelector`",
+            "; make room, ask for less in `resources` or `nodeSelector`, or build for these nodes (`builder.platforms`)",
         ),
     ),
     "the scheduler has not looked at it yet": (
