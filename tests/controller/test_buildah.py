@@ -438,7 +438,7 @@ def test_an_install_script_makes_a_base_that_the_next_layers_go_on(place: Place)
     script = script_of({"INSTALL_SCRIPT": "setup.sh quick"}, files)
     assert script is not None
     scripts = InstallScripts(place.driver(), place.layout, place.folder / "memos")
-    made = scripts.derived(base, script, subject="team/app", committed_at=COMMITTED_AT, progress=place.said.append)
+    made = scripts.derived(base, script, subject="team/app", progress=place.said.append)
     assert made.base.layers[: len(base.layers)] == base.layers
     assert made.tool.startswith("buildah")
     with tarfile.open(place.layout.path(made.base.layers[-1]["digest"])) as archive:

@@ -12,7 +12,7 @@ import pytest
 from controller.adapters.build.fetching import fetch_wheels
 from controller.adapters.build.locks import read_lock
 from controller.adapters.build.requirements import taken_out, wanted_of
-from controller.adapters.build.resolving import Resolver, failure_of
+from controller.adapters.build.resolving import Learn, Resolver, failure_of
 from policies.errors import ControllerError, DesiredStateError, RefusedError, SilentError
 from policies.locks import Lock, Target, proposed_lock
 from policies.terms.build import NO_RULES, BuildRules
@@ -44,7 +44,15 @@ class Answers:
         return self.pylock
 
     def resolved(
-        self, requirements: str, limits: str, previous: str, *, targets: Sequence[Target], index: str, origin: str
+        self,
+        requirements: str,
+        limits: str,
+        previous: str,
+        *,
+        targets: Sequence[Target],
+        index: str,
+        origin: str,
+        learn: Learn | None = None,
     ) -> str:
         self.asked.append((requirements, limits, previous))
         self.targets, self.index = targets, index

@@ -15,7 +15,7 @@ from packageurl import PackageURL
 from controller.adapters.attest.provenance import Making, finished, materials_of, provenance_of
 from controller.adapters.attest.sbom import sbom_of
 from policies.canonical import canonical
-from policies.provenance import BUILD_TYPES, COMPOSED, PYTHON_BUILD, fault_of, image_purl, wheel_purl
+from policies.provenance import BUILD_TYPES, COMPOSED, PYTHON_BUILD, fault_of, image_purl, source_purl, wheel_purl
 from policies.terms.build import BuildRules, BuildSecret
 from policies.terms.digest import digest_of
 from policies.terms.source import Elsewhere
@@ -174,6 +174,10 @@ def test_package_urls_are_as_their_own_library_writes_them() -> None:
     assert image_purl(BASE) == known
     assert image_purl(BASE.replace("python@", "python:3.11@")) == known
     assert wheel_purl("digits.tar.gz") == wheel_purl("app/x.whl") == ""
+    assert source_purl("Zope.Interface-7.0+x.tar.gz") == (
+        "pkg:pypi/zope-interface@7.0%2Bx?file_name=Zope.Interface-7.0%2Bx.tar.gz"
+    )
+    assert source_purl("app/x-1.0.zip") == source_purl("runtime") == source_purl("a-1.0-py3-none-any.whl") == ""
     assert image_purl("python:3.11") == image_purl("host") == ""
 
 

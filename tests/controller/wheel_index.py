@@ -56,10 +56,10 @@ class WheelIndex:
     address: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, version: str, *, tags: str = "py3-none-any", data: bytes | None = None) -> Digest:
-        """One more wheel."""
+    def add(self, name: str, version: str, *, tags: str = "py3-none-any", data: bytes | None = None, file: str = "") -> Digest:
+        """One more wheel, or another file."""
         data = wheel_bytes(name, version, {f"{name.replace('-', '_')}.py": tags.encode()}) if data is None else data
-        self.files.setdefault(name, {})[f"{name.replace('-', '_')}-{version}-{tags}.whl"] = data
+        self.files.setdefault(name, {})[file or f"{name.replace('-', '_')}-{version}-{tags}.whl"] = data
         return digest_of(data)
 
     def line(self, name: str, version: str, *digests: str) -> str:

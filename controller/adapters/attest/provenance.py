@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from policies.provenance import BUILD_TYPES, PYTHON_BUILD, wheel_purl
+from policies.provenance import BUILD_TYPES, PYTHON_BUILD, source_purl, wheel_purl
 from policies.terms.build import NO_RULES, BuildRules, BuildSecret
 from policies.terms.source import Elsewhere, Submodule
 from policies.terms.task import ImageSpec
@@ -48,8 +48,8 @@ def provenance_of(spec: ImageSpec, materials: Mapping[str, Any], making: Making)
 
     Args:
         spec: What was asked for.
-        materials: What went in, as the ledger has it: `wheels` (file -> digest), `data` (path -> digest), `submodules`
-            (path -> `url@sha1:commit`).
+        materials: What went in, as the ledger has it: `wheels` (file -> digest), `sources` (file of a source distribution
+            that a wheel was built of -> digest), `data` (path -> digest), `submodules` (path -> `url@sha1:commit`).
         making: How.
     """
     return {
@@ -90,10 +90,12 @@ def materials_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
     data = [item for item in listed if item["name"].startswith("app/")]
     wheels = [item for item in listed if item["name"].endswith(".whl") and not item["name"].startswith("app/")]
+    sources = [item for item in listed if source_purl(item["name"]) and item.get("uri") == source_purl(item["name"])]
     return {
         **{key: source[key] for key in ("commit", "folder", "tree", *ELSEWHERE) if key in source},
         **{key: inner[key] for key in ("base", "python", "runtime") if key in inner},
         "wheels": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in wheels},
+        **({"sources": {item["name"]: "sha256:" + item["digest"]["sha256"] for item in sources}} if sources else {}),
         **({"data": {item["name"]: ":".join(*item["digest"].items()) for item in data}} if data else {}),
         **({"submodules": within} if within else {}),
     }
@@ -187,6 +189,8 @@ def _dependencies(spec: ImageSpec, materials: Mapping[str, Any], making: Making)
     for name, digest in materials.get("wheels", {}).items():
         purl = wheel_purl(name)
         found.append({"name": name, **({"uri": purl} if purl else {}), "digest": _sha256(digest)})
+    for name, digest in materials.get("sources", {}).items():
+        found.append({"name": name, **_uri(source_purl(name)), "digest": _sha256(digest)})
     for path, digest in materials.get("data", {}).items():
         found.append({"name": path, "digest": dict([digest.split(":", 1)])})
     if runtime := making.internal.get("runtime"):

@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from controller.adapters.attest.provenance import FROM_DOCKERFILE, MODULE
-from policies.provenance import image_purl, wheel_purl
+from policies.provenance import image_purl, source_purl, wheel_purl
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component, ComponentType
@@ -77,6 +77,8 @@ def _components(provenance: Mapping[str, Any]) -> Iterator[Component]:
         kinds = {"sha256": HashAlgorithm.SHA_256, "md5": HashAlgorithm.MD5}
         hashes = [HashType(alg=kinds[kind], content=text) for kind, text in sorted(digests.items()) if kind in kinds]
         purl = wheel_purl(name) if name.endswith(".whl") and not name.startswith("app/") else ""
+        if not purl and uri == source_purl(name):
+            purl = uri
         if purl:
             package = PackageURL.from_string(purl)
             yield Component(

@@ -42,6 +42,8 @@ _ASKED = (
     "/etc/ca-certificates",
     "/usr/local/share/ca-certificates",
 )
+_OWNER = ("--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL")
+_NOBODY = ("--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL")
 _USERS = {"passwd": "root:x:0:0:root:/root:/bin/sh\n", "group": "root:x:0:\n"}
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _FILE_SIGNAL = 128 + 25
@@ -107,6 +109,8 @@ class Enclosure:
     readable: Mapping[str, Path] = field(default_factory=dict)
     surroundings: Surroundings = USUAL
     redact: Callable[[str], str] = str
+    has_root: bool = True
+    """Whether programs are root of the inside, with all of its capabilities; else they are nobody, with none."""
 
     def prepare(self) -> None:
         """Lay out what programs expect of a system."""
@@ -129,7 +133,7 @@ class Enclosure:
         """
         limits = ["prlimit", f"--data={self.bounds.memory_bytes}", f"--fsize={self.bounds.disk_bytes}", "--core=0", "--"]
         process = subprocess.Popen(
-            [*limits, *way_in(), *self._argv(command, files)],
+            [*limits, *self._way(), *self._argv(command, files)],
             pass_fds=tuple((files or {}).values()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -167,7 +171,7 @@ class Enclosure:
     def used_bytes(self) -> int:
         """How much disk the folder takes. It is measured from inside, as its files may be of other users."""
         command = ["du", "-s", "-x", "--block-size=1", self.surroundings.inside]
-        done = subprocess.run([*way_in(), *self._argv(command)], capture_output=True, env={"PATH": _path()}, check=False)
+        done = subprocess.run([*self._way(), *self._ours(command)], capture_output=True, env={"PATH": _path()}, check=False)
         # Files that vanish while it looks are no fault.
         found = re.match(rb"(\d+)\t", done.stdout)
         return int(found[1]) if found else 0
@@ -177,14 +181,26 @@ class Enclosure:
         if not self.folder.exists():
             return
         command = ["find", self.surroundings.inside, "-xdev", "-mindepth", "1", "-delete"]
-        subprocess.run([*way_in(), *self._argv(command)], capture_output=True, env={"PATH": _path()}, check=False)
+        subprocess.run([*self._way(), *self._ours(command)], capture_output=True, env={"PATH": _path()}, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _argv(self, command: Sequence[str], files: Mapping[str, int] | None = None) -> list[str]:
+    def _way(self) -> tuple[str, ...]:
+        return way_in() if self.has_root else ()
+
+    def _ours(self, command: Sequence[str]) -> list[str]:
+        """A program of ours, which looks behind whatever modes a program of others has set."""
+        return self._argv(command, who=() if self.has_root else _OWNER)
+
+    def _argv(
+        self, command: Sequence[str], files: Mapping[str, int] | None = None, *, who: Sequence[str] | None = None
+    ) -> list[str]:
         inside = self.surroundings.inside
-        wall = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", self.surroundings.host]
+        if who is None:
+            who = () if self.has_root else nobody()
+        wall = ["bwrap", *(who or ("--cap-add", "ALL")), "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+        wall += ["--hostname", self.surroundings.host]
         wall += [] if self.has_network else ["--unshare-net"]
-        wall += ["--die-with-parent", "--new-session", "--clearenv", "--cap-add", "ALL"]
+        wall += ["--die-with-parent", "--new-session", "--clearenv"]
         for name, value in self._environment().items():
             wall += ["--setenv", name, value]
         wall += ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"]
@@ -195,16 +211,22 @@ class Enclosure:
             elif place.exists():
                 wall += ["--ro-bind", str(place), str(place)]
         wall += ["--size", str(SHARED_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-        wall += ["--ro-bind", "/sys", "/sys", "--tmpfs", "/tmp", "--dir", "/var/tmp", "--dir", "/run", "--dir", "/etc"]
+        # What nobody's programs write to memory is bounded here: nothing else would count it.
+        wall += ["--ro-bind", "/sys", "/sys"] if self.has_root else ["--size", str(SHARED_BYTES)]
+        wall += ["--tmpfs", "/tmp"]
+        wall += ["--dir", "/var/tmp", "--dir", "/run", "--dir", "/etc"]
         for place_of in _ASKED if self.has_network else ():
             wall += ["--ro-bind-try", place_of, place_of]
-        for name in _USERS:
+        # Nobody's programs run one after the other, and the first could make a link of a file that the second is shown.
+        for name in _USERS if self.has_root else ():
             wall += ["--ro-bind-try", str(self.folder / name), f"/etc/{name}"]
         wall += ["--bind", str(self.folder), inside]
         for target, source in self.readable.items():
             wall += ["--ro-bind", str(source), target]
         for target, descriptor in (files or {}).items():
             wall += ["--perms", "0444", "--file", str(descriptor), target]
+        if not self.has_root:
+            wall += ["--remount-ro", "/"]
         return [*wall, "--chdir", inside, "--", *command]
 
     def _environment(self) -> dict[str, str]:
@@ -215,9 +237,9 @@ class Enclosure:
             "HOME": f"{inside}/home",
             "XDG_RUNTIME_DIR": f"{inside}/home",
             "TMPDIR": f"{inside}/tmp",
-            "CONTAINERS_STORAGE_CONF": f"{inside}/storage.conf",
-            "BUILDAH_ISOLATION": "chroot",
         }
+        if self.has_root:
+            found |= {"CONTAINERS_STORAGE_CONF": f"{inside}/storage.conf", "BUILDAH_ISOLATION": "chroot"}
         if self.has_network:
             # A proxy with a password in its address is for us alone.
             found |= {name: os.environ[name] for name in _PROXIES if os.environ.get(name) and "@" not in os.environ[name]}
@@ -282,6 +304,43 @@ class _Watch:
 
 _way_in: list[tuple[str, ...]] = []
 """What makes whoever runs us root of the inside, once it was found."""
+
+
+_nobody: list[tuple[str, ...]] = []
+"""What makes whoever runs us nobody of the inside, once it was found."""
+
+
+def nobody() -> tuple[str, ...]:
+    """What bubblewrap is told, so that a program is nobody of the inside.
+
+    Raises:
+        DesiredStateError: This machine cannot.
+    """
+    if _nobody:
+        return _nobody[0]
+    if missing := what_nobody_misses(_path()):
+        raise DesiredStateError(missing, reason="CannotBuild")
+    said = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        bounds = Bounds(memory_bytes=1 << 30, disk_bytes=1 << 30, until=0, seconds=0)
+        probe = Enclosure(folder=Path(scratch), bounds=bounds, subject="probe", has_root=False)
+        # Bubblewrap before 0.8 cannot forbid user namespaces inside.
+        for who in ((*_NOBODY, "--disable-userns"), _NOBODY):
+            command = probe._argv(["true"], who=who)
+            done = subprocess.run(command, capture_output=True, text=True, env={"PATH": _path()}, check=False)
+            if done.returncode == 0:
+                _nobody.append(who)
+                return who
+            said = " ".join(done.stderr.split())[:300]
+    text = f"user namespaces: expected them for setup code, got {said or 'no answer'}"
+    raise DesiredStateError(f"{text}; allow them to this user", reason="CannotBuild")
+
+
+def what_nobody_misses(path: str) -> str:
+    """Which programs for setup code are not on a PATH, and what to install; empty when all are there."""
+    missing = [name for name in ("bwrap", "prlimit") if shutil.which(name, path=path) is None]
+    step = "not installed; apt install bubblewrap util-linux"
+    return f"{', '.join(missing)}: expected on the machine that runs setup code, {step}" if missing else ""
 
 
 def what_is_missing(path: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from controller.adapters.build.requirements import HINT, Faults, Read, RequirementsReader, decoded, shown, wanted_of
+from controller.adapters.build.resolving import Learn
 from controller.adapters.build.standards import (
     Locked,
     read_pylock,
@@ -56,7 +57,15 @@ class Resolves(Protocol):
         ...
 
     def resolved(
-        self, requirements: str, limits: str, previous: str, *, targets: Sequence[Target], index: str, origin: str
+        self,
+        requirements: str,
+        limits: str,
+        previous: str,
+        *,
+        targets: Sequence[Target],
+        index: str,
+        origin: str,
+        learn: Learn | None = None,
     ) -> str:
         """Loose requirements as a lock with hashes."""
         ...
@@ -70,6 +79,7 @@ def read_lock(
     *,
     rules: BuildRules = NO_RULES,
     runtime: str = "",
+    learn: Learn | None = None,
 ) -> Lock:
     """What is installed into the image of a source folder.
 
@@ -80,6 +90,7 @@ def read_lock(
         resolver: Asked where requirements are not locked, and what a `uv.lock` means.
         rules: What the project says.
         runtime: Our runtime's own lock, in the form of requirements with hashes.
+        learn: Asked for what releases need that have no wheel; None: no such release is taken.
 
     Raises:
         DesiredStateError: The lock cannot be read, has no wheel for the target, or does not fit our runtime; all faults at once.
@@ -87,7 +98,7 @@ def read_lock(
     """
     name = chosen(files)
     origin = f"{folder}/{name}".lstrip("/") if name else ""
-    place = _Place(files, folder, target, resolver, rules)
+    place = _Place(files, folder, target, resolver, rules, learn)
     text, is_resolved = "", False
     if name == PYLOCK:
         text = place.text(PYLOCK)
@@ -108,8 +119,17 @@ def read_lock(
 class _Place:
     """A source folder whose lock is read."""
 
-    def __init__(self, files: Mapping[str, bytes], folder: str, target: Target, resolver: Resolves, rules: BuildRules) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        folder: str,
+        target: Target,
+        resolver: Resolves,
+        rules: BuildRules,
+        learn: Learn | None,
+    ) -> None:
         self._files, self._folder, self._target, self._resolver, self._rules = files, folder, target, resolver, rules
+        self._learn = learn
 
     def text(self, name: str) -> str:
         return decoded(self._files[name], self.label(name))
@@ -210,6 +230,7 @@ class _Place:
                 targets=targets,
                 index=self._rules.index,
                 origin=self.label(REQUIREMENTS),
+                learn=self._learn,
             )
         made_for = f"Python {self._target.python} on {' and '.join(platforms)}"
         return f"# Resolved by Myelin from {REQUIREMENTS}, for {made_for}.\n# Delete this file to resolve it again.\n{body}"

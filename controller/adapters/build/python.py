@@ -7,19 +7,17 @@ these, so it can be laid again from that.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from controller.adapters.attest.provenance import Making, materials_of, provenance_of
 from controller.adapters.build.driver import Built, Progress
-from controller.adapters.build.fetching import fetch_wheels
 from controller.adapters.build.folder import INSTALL_SCRIPT, Folder, read_folder
+from controller.adapters.build.image_wheels import ImageWheels, builds_of, sources_of
 from controller.adapters.build.leaks import MountedSecret
-from controller.adapters.build.locks import read_lock
-from controller.adapters.build.resolving import Resolver
 from controller.adapters.build.s2i import Derived, InstallScripts, profile_of, script_of
 from controller.adapters.build.scanning import Scanner
 from controller.adapters.build.standards import host, rank_of
@@ -124,7 +122,7 @@ class PythonBuilder:
         report = None
         if is_built_again(spec.rules.reproducibility, self.identity(spec)):
             progress("building again, to compare")
-            report = self._again(spec, plan, digest)
+            report = self._again(spec, plan, digest, progress)
         first = next(iter(plan.parts.values()))
         internal: dict[str, Any] = {
             "python": PYTHON,
@@ -132,6 +130,9 @@ class PythonBuilder:
             "platforms": list(plan.parts),
             "epoch": EPOCH,
             "bytecode": {platform: part.version for platform, part in plan.parts.items() if part.version},
+            # A wheel for any machine may be taken for one kind of them alone.
+            **({"wheels": _by_platform(plan)} if len(plan.parts) > 1 else {}),
+            "builds": {file: told for part in plan.parts.values() for file, told in builds_of(part.wheels).items()},
             **({"lock": {"origin": plan.lock.origin, "text": plan.lock.text}} if plan.lock.resolved else {}),
             **({"reproducible": report.told()} if report is not None else {}),
         }
@@ -139,6 +140,7 @@ class PythonBuilder:
             derived = first.derived
             internal["script"] = {"digest": derived.script, "made": derived.digest, "tool": derived.tool}
         data = plan.folder.data()
+        sources = {file: digest for part in plan.parts.values() for file, digest in sources_of(part.wheels).items()}
         materials = {
             "commit": spec.commit,
             "folder": spec.folder,
@@ -147,6 +149,7 @@ class PythonBuilder:
             "base": spec.base,
             "python": PYTHON,
             "wheels": _wheels_of(plan),
+            **({"sources": sources} if sources else {}),
             **({"data": data} if data else {}),
             **({"submodules": _modules_of(plan.folder)} if plan.folder.submodules else {}),
             **({"reproducible": report.told()} if report is not None else {}),
@@ -180,6 +183,9 @@ class PythonBuilder:
                 made = inner.get(name)
                 text = f"{spec.repository}: expected an image with this controller's {name} {own}, it was made with {made}"
                 raise DesiredStateError(f"{text}; take the controller that made it", reason="OtherBuilder")
+        # What it was made for where nobody said so: for the machine that it was made on.
+        made_for = tuple(inner.get("platforms") or spec.rules.platforms)
+        spec = replace(spec, rules=replace(spec.rules, platforms=made_for))
         plan = self._planned(spec, progress, known=provenance)
         progress("laying layers")
         return self._laid(spec, plan, layout, WheelLayers(layout, folder), folder)
@@ -218,16 +224,19 @@ class PythonBuilder:
     def _part(
         self, spec: ImageSpec, folder: Folder, platform: str, progress: Progress, known: Mapping[str, Any] | None
     ) -> tuple[_Part, Lock]:
-        target = host() if spec.base == "host" and platform == PLATFORM else Target(python=PYTHON, platform=platform)
+        chosen = self._wheels(spec, platform, progress)
         if known is None:
-            resolver = Resolver(self._folder / "resolved")
-            runtime = (package_folder("myelin") / "requirements.txt").read_text()
-            lock = read_lock(folder.texts, spec.folder, target, resolver, rules=spec.rules, runtime=runtime)
+            lock = chosen.lock(folder.texts, spec.folder, (package_folder("myelin") / "requirements.txt").read_text())
         else:
-            lock = _lock_of(known, target)
+            lock = _lock_of(known, chosen.target, platform)
         base = self._base(spec, platform, progress)
-        derived = self._derived(spec, folder, base, progress)
-        wheels = fetch_wheels(lock, self._folder / "wheels", target, index=spec.rules.index, progress=progress)
+        derived = self._derived(spec, folder, base, platform, progress)
+        if derived is not None and known is not None:
+            _check_tool(spec, derived, known)
+        if known is None:
+            wheels = chosen.of(lock)
+        else:
+            wheels = chosen.recorded(lock, known["buildDefinition"]["internalParameters"].get("builds", {}))
         version = ""
         wanted = spec.rules.precompile if spec.rules.precompile is not None else folder.serves
         if known is not None:
@@ -235,6 +244,11 @@ class PythonBuilder:
         elif wanted and (compiler := compiler_for(base.exact if base else OWN_VERSION, self._folder / "bytecode")):
             version = compiler.version
         return _Part(base=derived.base if derived else base, wheels=wheels, version=version, derived=derived), lock
+
+    def _wheels(self, spec: ImageSpec, platform: str, progress: Progress) -> ImageWheels:
+        is_host = spec.base == "host" and platform == PLATFORM
+        target = host() if is_host else Target(python=PYTHON, platform=platform)
+        return ImageWheels(folder=self._folder, rules=spec.rules, target=target, is_host=is_host, progress=progress)
 
     def _laid(self, spec: ImageSpec, plan: _Plan, layout: Layout, wheel_layers: WheelLayers, folder: Path) -> Digest:
         images = {}
@@ -260,12 +274,17 @@ class PythonBuilder:
             return next(iter(images.values()))
         return assemble_index(layout, images)
 
-    def _again(self, spec: ImageSpec, plan: _Plan, first: Digest) -> Report:
+    def _again(self, spec: ImageSpec, plan: _Plan, first: Digest, progress: Progress) -> Report:
         """What comes of a second build, in another folder, that remembers nothing of the first."""
         from controller.adapters.build.comparing import compare
 
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="again-") as place:
             other = Layout(Path(place) / "store")
+            parts = {}
+            for platform, part in plan.parts.items():
+                wheels = self._wheels(spec, platform, progress).once_more(part.wheels, Path(place) / "wheels")
+                parts[platform] = replace(part, wheels=wheels)
+            plan = replace(plan, parts=parts)
             second = self._laid(spec, plan, other, WheelLayers(other, Path(place)), Path(place))
             if first == second:
                 return Report(first=first, second=second)
@@ -280,19 +299,22 @@ class PythonBuilder:
         progress("opening the base image")
         return self._bases.open(spec.base, platform=platform, signers=spec.rules.base_signers)
 
-    def _derived(self, spec: ImageSpec, folder: Folder, base: Base | None, progress: Progress) -> Derived | None:
+    def _derived(self, spec: ImageSpec, folder: Folder, base: Base | None, platform: str, progress: Progress) -> Derived | None:
         script = script_of(folder.settings, folder.files, spec.folder)
         if script is None:
             return None
         if base is None:
             text = f"{spec.repository}: {INSTALL_SCRIPT}: expected a base image to run it on, got the host's own system"
             raise DesiredStateError(f"{text}; set builder.base", reason="BaseMissing")
+        if platform != PLATFORM:
+            text = f"{spec.repository}: {INSTALL_SCRIPT}: expected to run it for {PLATFORM}, as this machine is, got {platform}"
+            text += "; take it out of builder.platforms, or install by wheels"
+            raise DesiredStateError(text, reason="BasePlatform")
         secrets = tuple(MountedSecret(name=item.name, path=item.path, files=self._secret(item)) for item in spec.secrets)
         return self._scripts(spec.rules.buildkit).derived(
             base,
             script,
             subject=spec.repository,
-            committed_at=self._reader.committed_at(spec),
             progress=progress,
             rules=spec.rules,
             secrets=secrets,
@@ -327,18 +349,38 @@ def _compiler(version: str, folder: Path) -> Compiler:
     return found
 
 
-def _lock_of(provenance: Mapping[str, Any], target: Target) -> Lock:
-    """The lock that an image was made by, out of its provenance: exactly these wheels, as far as they are for a target."""
-    inner = provenance["buildDefinition"]["internalParameters"].get("lock", {})
-    wheels = []
-    for file, digest in materials_of(provenance)["wheels"].items():
-        if rank_of(file, target) is None:
-            continue
+def _check_tool(spec: ImageSpec, derived: Derived, known: Mapping[str, Any]) -> None:
+    """See that a base that another program made with an install script came out the same; else nothing is said of the image."""
+    made = known["buildDefinition"]["internalParameters"].get("script", {})
+    if derived.digest != made.get("made") and derived.tool != made.get("tool"):
+        text = f"{spec.repository}: {INSTALL_SCRIPT}: expected what {made.get('tool')} made of it, {derived.tool} makes another"
+        raise DesiredStateError(f"{text}; build it where that is", reason="OtherBuilder")
+
+
+def _lock_of(provenance: Mapping[str, Any], target: Target, platform: str) -> Lock:
+    """The lock that an image was made by, out of its provenance: exactly these wheels, as far as they are for a platform."""
+    inner = provenance["buildDefinition"]["internalParameters"]
+    wheels: dict[str, Wanted] = {}
+    for file, digest in _taken(materials_of(provenance)["wheels"], inner.get("wheels", {}).get(platform), target):
         name, version = file.split("-")[:2]
         plain = name.replace("_", "-").lower()
-        wheels.append(Wanted(name=plain, version=version, hashes=(Digest(digest),), line=0, file=file))
-    text = str(inner.get("text", ""))
-    return Lock(text=text, origin=str(inner.get("origin", "")) or "its provenance", resolved=bool(inner), wheels=tuple(wheels))
+        wheels.setdefault(plain, Wanted(name=plain, version=version, hashes=(Digest(digest),), line=0, file=file))
+    lock = inner.get("lock", {})
+    ordered = tuple(wheels[name] for name in sorted(wheels))
+    origin = str(lock.get("origin", "")) or "its provenance"
+    return Lock(text=str(lock.get("text", "")), origin=origin, resolved=bool(lock), wheels=ordered)
+
+
+def _taken(wheels: Mapping[str, str], named: Sequence[str] | None, target: Target) -> list[tuple[str, str]]:
+    """(file, digest) of the wheels of one platform: those that are named for it, else those that fit it, the best first."""
+    if named is not None:
+        return [(file, wheels[file]) for file in named]
+    ranked = [(rank, file) for file in wheels if (rank := rank_of(file, target)) is not None]
+    return [(file, wheels[file]) for _, file in sorted(ranked)]
+
+
+def _by_platform(plan: _Plan) -> dict[str, list[str]]:
+    return {platform: [wheel.file for wheel in part.wheels] for platform, part in plan.parts.items()}
 
 
 def _wheels_of(plan: _Plan) -> dict[str, str]:

@@ -30,7 +30,7 @@ _REFUSED = {
     "--trusted-host": "give the controller the certificate of that host",
     "-e": "what is installed must be a release; code of this repository goes in as source",
     "--editable": "what is installed must be a release; code of this repository goes in as source",
-    "--no-binary": "wheels are installed; source distributions are built with spec.builder.allowSourceDistributions",
+    "--no-binary": "a wheel is taken where there is one; spec.builder.allowSourceDistributions builds one where there is none",
     "--pre": "pin the version that is wanted",
 }
 

@@ -138,6 +138,14 @@ def rank_of(file: str, target: Target) -> int | None:
     return min((ranks[tag] for tag in tags if tag in ranks), default=None)
 
 
+def is_pure(file: str) -> bool:
+    """Whether a wheel, by its file's name, holds nothing that was compiled for one kind of machine."""
+    try:
+        return all(tag.endswith("-any") for tag in wheel_parts(file)[2])
+    except ValueError:
+        return False
+
+
 def same_version(one: str, other: str) -> bool:
     """Whether two versions are one, `1.0` and `1.0.0`; what is no version is only itself."""
     from packaging.version import InvalidVersion, Version

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,37 @@ CHECKS = 1
 """Raised when wheels are checked for more: those that are here are looked at again."""
 LEFT_SECONDS = 6 * 3600.0
 """After which a folder of a fetch that was killed is removed."""
+SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
 _MARK = "checked.json"
+_SOURCES = "sources"
+_PLAIN_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeOf:
+    """What a wheel was built of here."""
+
+    file: str
+    """Name of the source distribution."""
+    digest: Digest
+    backend: Mapping[str, str]
+    """What built it: file of each wheel -> its digest, sorted."""
+    python: str
+    """Exact version of the Python that it was built with."""
+
+    def told(self) -> dict[str, Any]:
+        """As provenance and this store have it."""
+        return {"file": self.file, "digest": self.digest, "backend": dict(self.backend), "python": self.python}
+
+
+def read_made_of(told: Mapping[str, Any]) -> MadeOf:
+    """The same, read back.
+
+    Raises:
+        ValueError: It is no such thing; also KeyError and TypeError.
+    """
+    backend = {str(file): str(digest) for file, digest in sorted(dict(told["backend"]).items())}
+    return MadeOf(file=str(told["file"]), digest=Digest(told["digest"]), backend=backend, python=str(told["python"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +68,21 @@ class Wheel:
     path: Path
     """Its last part is the wheel's own file name."""
     digest: Digest
-    made_of: Digest | None = None
-    """The source distribution that it was built of here; None: it came as it is."""
+    made_of: MadeOf | None = None
+    """What it was built of here; None: it came as it is."""
 
     @property
     def file(self) -> str:
         """Its file name."""
         return self.path.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A source distribution on this disk; nobody has looked into it."""
+
+    path: Path
+    digest: Digest
 
 
 class WheelStore:
@@ -66,24 +105,33 @@ class WheelStore:
 
     def find(self, wanted: Wanted) -> Wheel | None:
         """The wheel for what is wanted, if it is here and has not been touched."""
-        if len(wanted.hashes) == 1 and not wanted.is_source:
-            return self._open(wanted, wanted.hashes[0], None)
+        if len(wanted.hashes) == 1 and not wanted.is_source and (found := self._open(wanted, wanted.hashes[0], None)):
+            return found
         said = _read(self._choice(wanted))
         if not isinstance(said, dict) or not isinstance(said.get("digest"), str):
             return None
-        made_of = said.get("madeOf")
-        if made_of is None and said["digest"] not in wanted.hashes:
+        try:
+            origin = read_made_of(said["madeOf"]) if "madeOf" in said else None
+        except (ValueError, KeyError, TypeError):
             return None
-        return self._open(wanted, Digest(said["digest"]), Digest(made_of) if made_of in wanted.hashes else None)
+        if (origin.digest if origin is not None else said["digest"]) not in wanted.hashes:
+            return None
+        return self._open(wanted, Digest(said["digest"]), origin)
 
-    def adopt(self, wanted: Wanted, path: Path, *, made_of: Digest | None = None, is_copied: bool = False) -> Wheel:
+    def adopt(self, wanted: Wanted, path: Path, *, made_of: MadeOf | None = None, is_copied: bool = False) -> Wheel:
         """Take a file in, if it is what is wanted and may be unpacked.
+
+        Args:
+            wanted: What it is for.
+            path: The file; moved.
+            made_of: What it was built of here, which then must be what is wanted; None: it came as it is.
+            is_copied: Whether it is left where it was.
 
         Raises:
             DesiredStateError: It is not, or may not.
         """
         digest = _sha(path)
-        if made_of is None and digest not in wanted.hashes:
+        if (made_of.digest if made_of is not None else digest) not in wanted.hashes:
             raise DesiredStateError(f"{path.name}: expected a file with a hash of the lock, got {digest}", reason="HashMismatch")
         check_wheel(path)
         place = self.folder / digest.removeprefix("sha256:") / path.name
@@ -100,9 +148,37 @@ class WheelStore:
         place.chmod(0o644)
         self._mark(place)
         if len(wanted.hashes) > 1 or made_of is not None:
-            said = {"digest": digest, "file": place.name, **({"madeOf": made_of} if made_of else {})}
+            said = {"digest": digest, "file": place.name, **({"madeOf": made_of.told()} if made_of else {})}
             _write(self._choice(wanted), said)
         return Wheel(name=wanted.name, version=wanted.version, path=place, digest=digest, made_of=made_of)
+
+    def source(self, wanted: Wanted) -> Source | None:
+        """The source distribution of a release, if it is here and has not been touched."""
+        for digest in wanted.hashes:
+            for path in sorted((self.folder / _SOURCES / digest.removeprefix("sha256:")).glob("*")):
+                if is_source_name(path.name) and _sha(path) == digest:
+                    return Source(path=path, digest=digest)
+        return None
+
+    def adopt_source(self, wanted: Wanted, path: Path) -> Source:
+        """Take a source distribution in, if it is what is wanted. It is not opened.
+
+        Raises:
+            DesiredStateError: It is not.
+        """
+        digest = _sha(path)
+        if digest not in wanted.hashes:
+            raise DesiredStateError(f"{path.name}: expected a file with a hash of the lock, got {digest}", reason="HashMismatch")
+        if not is_source_name(path.name):
+            text = f"{path.name[:100]}: expected a source distribution, {' or '.join(SOURCE_ENDINGS)}, got another file"
+            raise DesiredStateError(text, reason="UnsafeSource")
+        place = self.folder / _SOURCES / digest.removeprefix("sha256:") / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # It may lie in a folder of the machine's own wheels, where it stays.
+        temporary = place.with_name(f".{place.name}.new")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, place)
+        return Source(path=place, digest=digest)
 
     def take_over(self, missing: Sequence[Wanted]) -> None:
         """Take in what a fetch that was killed had brought already, and remove what is left of old ones."""
@@ -126,7 +202,7 @@ class WheelStore:
         mark.touch()
         return mark.stat().st_mtime
 
-    def _open(self, wanted: Wanted, digest: Digest, made_of: Digest | None) -> Wheel | None:
+    def _open(self, wanted: Wanted, digest: Digest, made_of: MadeOf | None) -> Wheel | None:
         folder = self.folder / digest.removeprefix("sha256:")
         path = next(iter(sorted(folder.glob("*.whl"))), None)
         if path is None or rank_of(path.name, self.target) is None:
@@ -153,6 +229,11 @@ class WheelStore:
             "source": wanted.is_source,
         }
         return self.folder / f"choice-{digest_value(asked).removeprefix('sha256:')[:32]}.json"
+
+
+def is_source_name(file: str) -> bool:
+    """Whether a file may be a source distribution, by its name."""
+    return file.endswith(SOURCE_ENDINGS) and _PLAIN_FILE.fullmatch(file) is not None
 
 
 def _stamp(path: Path) -> dict[str, Any]:
