@@ -153,7 +153,7 @@ def _image(store: Layout | None, name: str, one: BackendRecord | None, other: Ba
     if store is None:
         return {**value, "missing": "not here: no image store on this machine"}
     try:
-        layers = [list(dict.fromkeys(store.named(image)[1:])) if image else [] for image in images]
+        layers = [list(dict.fromkeys(_layers(store, image))) if image else [] for image in images]
         files = [_files(store, mine, other) for mine, other in ((layers[0], layers[1]), (layers[1], layers[0]))]
     except (ControllerError, OSError, tarfile.TarError) as error:
         return {**value, "missing": f"not here: {error}"}
@@ -165,6 +165,14 @@ def _image(store: Layout | None, name: str, one: BackendRecord | None, other: Ba
         "removed": [item for item in layers[0] if item not in layers[1]],
     }
     return {**value, "layers": layers_value, "files": named[:MOST_NAMED], "count": len(named)}
+
+
+def _layers(store: Layout, image: str) -> list[str]:
+    """An image's layers; of an index those of all of its images."""
+    children = store.manifest(image).get("manifests")
+    if children is None:
+        return list(store.named(image)[1:])
+    return [layer for child in children for layer in _layers(store, str(child["digest"]))]
 
 
 def _files(store: Layout, layers: list[str], others: list[str]) -> Mapping[str, str]:

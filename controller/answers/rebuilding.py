@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.build.driver import Built
 from controller.adapters.git import OtherRepositories
 from controller.adapters.oci.beside import Beside
 from controller.adapters.oci.layout import Layout
@@ -62,7 +63,7 @@ class Rebuilder:
         with tempfile.TemporaryDirectory(prefix="myelin-again-", ignore_cleanup_errors=True) as folder:
             beside = Beside(Path(folder) / "store", self._layout)
             try:
-                again = self._built(provenance, beside, Path(folder))
+                again = self._built(digest, provenance, beside, Path(folder))
             except ControllerError as error:
                 # Another runtime, a base that is not to be had: the digest is neither proved nor disproved.
                 return Rebuilt(ok=False if isinstance(error, TrustError) else None, reason=f"not rebuilt: {error.message}")
@@ -74,24 +75,25 @@ class Rebuilder:
                 return Rebuilt(ok=True, reason=f"same digest in {seconds} s", details={"seconds": seconds, "digest": again})
             return self._compared(digest, again, beside, seconds)
 
-    def _built(self, provenance: Mapping[str, Any], beside: Beside, folder: Path) -> Digest:
+    def _built(self, digest: str, provenance: Mapping[str, Any], beside: Beside, folder: Path) -> Digest:
         definition = provenance["buildDefinition"]
         if definition["buildType"] == COMPOSED:
             return _composed(definition["externalParameters"], beside)
         if definition["buildType"] == CONTROLLER_BUILD:
             text = "expected an image of a commit, got the controller's own, which `python -m controller.own_image` makes"
             raise DesiredStateError(text, reason="NotBuilt")
-        return self._from_source(provenance, beside, folder)
+        return self._from_source(digest, provenance, beside, folder)
 
-    def _from_source(self, provenance: Mapping[str, Any], beside: Beside, folder: Path) -> Digest:
+    def _from_source(self, digest: str, provenance: Mapping[str, Any], beside: Beside, folder: Path) -> Digest:
         # Heavy, and for those alone who build.
         from controller.adapters.attest.provenance import spec_of
         from controller.adapters.build.by_file import DockerfileBuilder
-        from controller.adapters.build.drivers import no_secrets, secrets_in
+        from controller.adapters.build.drivers import secrets_in
         from controller.adapters.build.python import PythonBuilder
         from controller.adapters.build.recorded import bases_of, recorded_drivers
         from controller.adapters.image_source import SourceReader
         from controller.adapters.oci.access import access_on_this_machine
+        from controller.daemon_keys import daemon_in
 
         project, place = self._project, self._project.place
         spec = spec_of(provenance, self._rules())
@@ -111,14 +113,18 @@ class Rebuilder:
                 beside,
                 folder,
                 partial(access_on_this_machine, environ=os.environ),
-                secrets_in(place.state / "secrets") if (place.state / "secrets").is_dir() else no_secrets,
+                secrets_in(place.state / "secrets"),
                 bases=bases_of(provenance),
+                buildkit=daemon_in(place.state / "keys", os.environ),
             )
             driver = drivers[spec.builder]
             if isinstance(driver, PythonBuilder):
                 return driver.rebuild(spec, provenance, beside, folder, self._tell)
             assert isinstance(driver, DockerfileBuilder)
-            return driver.build(spec, self._tell).digest
+            _check_machine(self._layout, digest)
+            built = driver.build(spec, self._tell)
+            _check_tool(digest, provenance, built)
+            return built.digest
         finally:
             others.close()
 
@@ -139,6 +145,25 @@ class Rebuilder:
             reason=f"expected {digest} again, got {again}: {words}",
             details={"seconds": seconds, "digest": again, "differences": differences},
         )
+
+
+def _check_machine(layout: Layout, digest: str) -> None:
+    """See that an image was built for this machine: what builds by Dockerfile builds for no other."""
+    from controller.adapters.oci.assembly import PLATFORM
+    from controller.adapters.oci.described import described
+
+    made_for = described(layout, digest).platforms
+    if made_for and made_for != (PLATFORM,):
+        text = f"image {digest}: expected to build it on {', '.join(made_for)}, as it was made, this machine is {PLATFORM}"
+        raise DesiredStateError(f"{text}; build it where that is", reason="OtherBuilder")
+
+
+def _check_tool(digest: str, provenance: Mapping[str, Any], built: Built) -> None:
+    """See that what another program builds comes out the same; else nothing is said of the image."""
+    made, own = (item["buildDefinition"]["internalParameters"].get("tool") for item in (provenance, built.provenance))
+    if built.digest != digest and made != own:
+        text = f"image {digest}: expected to build it by {made}, as it was made, there is {own} here"
+        raise DesiredStateError(f"{text}; build it where that is", reason="OtherBuilder")
 
 
 def _composed(inputs: Mapping[str, Any], beside: Beside) -> Digest:

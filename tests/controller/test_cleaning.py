@@ -20,7 +20,7 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.keys import ImageKey
 from controller.adapters.models import Models
 from controller.adapters.oci.artifacts import ArtifactStore
-from controller.adapters.oci.assembly import Program, assemble, based_on
+from controller.adapters.oci.assembly import Program, assemble, assemble_index, based_on
 from controller.adapters.oci.cleaning import GRACE_SECONDS, evict, sweep
 from controller.adapters.oci.composed import MODEL, Composer
 from controller.adapters.oci.layers import Stored, lay
@@ -57,6 +57,22 @@ class Place:
         self.layout.tag(f"team:{text}", digest)
         self.layout.push(digest, tags=(f"i-{text}",))
         return digest
+
+    def index(self, *texts: str) -> Digest:
+        """A signed index of images, one for each kind of machine; who has been pushed before is the same again."""
+        platforms = dict(zip(("linux/amd64", "linux/arm64"), texts, strict=True))
+        images = {}
+        for platform, text in platforms.items():
+            laid = [lay(self.layout, {f"app/{text}.py": Stored(data=text.encode())})]
+            images[platform] = assemble(self.layout, laid, Program(entrypoint=("python",)), annotations={}, platform=platform)
+        digest = assemble_index(self.layout, images)
+        sign_image(self.layout, digest, self.key, where_from())
+        self.layout.tag(f"team:{'-'.join(texts)}", digest)
+        self.layout.push(digest, tags=(f"i-{'-'.join(texts)}",))
+        return digest
+
+    def images_of(self, index: Digest) -> list[Digest]:
+        return [Digest(item["digest"]) for item in self.layout.manifest(index)["manifests"]]
 
     def artifact(self, text: str, kind: str = "model") -> Digest:
         folder = self.top / f"folder-{text}"
@@ -323,6 +339,60 @@ def test_a_registry_is_cleared_of_what_was_unnamed_for_long(behind: Behind) -> N
     # What was removed may be made and pushed again at once.
     assert place.image("two") == two
     verify_image(behind.place().layout, two, place.trust)
+
+
+def test_images_of_an_index_stay_as_long_as_it_and_go_with_it(place: Place) -> None:
+    one, two, model = place.index("a", "b"), place.index("a", "c"), place.artifact("m")
+    stays, goes = place.compose(one, model), place.compose(two, model)
+    layout = place.age()
+    done = sweep(layout, {one, model})
+    assert is_whole(layout)
+    for digest in (one, stays):
+        verify_image(layout, digest, place.trust)
+    assert {two, goes}.isdisjoint(place.blobs())
+    assert sum(item.size_bytes for item in done.removed) == done.freed_bytes
+    sweep(layout, ())
+    assert place.blobs() == set()
+
+
+def test_an_image_that_another_index_lists_stays_in_a_registry(behind: Behind) -> None:
+    place = behind.place()
+    one, two, model = place.index("a", "b"), place.index("a", "c"), place.artifact("m")
+    shared, only = place.images_of(one)
+    composed = place.compose(two, model)
+    place.age()
+    cleared(place, {two, model})
+    told = cleared(place, {two, model}, after=GRACE_SECONDS, dry_run=True)
+    assert [(item.digest, item.size_bytes > 0) for item in told.removed] == [(one, True)]
+    assert [item.digest for item in cleared(place, {two, model}, after=GRACE_SECONDS).removed] == [one]
+    registry = place.layout.registry  # type: ignore[attr-defined]
+    assert not registry.has_manifest(one)
+    other = behind.place()
+    for digest in (two, composed):
+        verify_image(other.layout, digest, place.trust)
+    assert registry.has_manifest(shared)
+    if not registry.lists_referrers(two):
+        assert not registry.has_manifest(only)
+        assert any(registry.resolve(tag) == shared for tag in registry.tags() if two[7:] in tag), "it is held by who needs it"
+    # Once nothing is needed, all of it goes.
+    place.age()
+    for after in (2 * OLD, 3 * OLD):
+        cleared(place, after=after)
+    assert not any(registry.has_manifest(digest) for digest in (two, composed))
+    if not registry.lists_referrers(two):
+        assert not registry.has_manifest(shared)
+
+
+def test_an_image_that_had_a_name_of_its_own_stays_with_the_index_that_lists_it(behind: Behind) -> None:
+    place = behind.place()
+    index = place.index("a", "b")
+    alone = place.images_of(index)[0]
+    sign_image(place.layout, alone, place.key, where_from())
+    place.layout.push(alone, tags=("i-alone",))
+    place.age()
+    cleared(place, {index})
+    assert cleared(place, {index}, after=GRACE_SECONDS).removed == ()
+    verify_image(behind.place().layout, index, place.trust)
 
 
 @pytest.mark.parametrize("lists_referrers", [False, True])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from controller.adapters.build.buildah import BuiltByFile, DockerfileJob, Opened
-from controller.adapters.build.buildkit import BuildKitDriver, lay_out, source_policy
+from controller.adapters.build.buildkit import FLAGS, BuildKitDriver, Daemon, lay_out, source_policy
 from controller.adapters.build.by_file import DockerfileBuilder
 from controller.adapters.build.dockerfile import read_dockerfile
 from controller.adapters.build.enclosure import what_is_missing
@@ -207,7 +207,7 @@ def test_a_script_runs_once_for_each_base_and_content(layout: Layout, tmp_path: 
     assert script is not None
 
     def run(base: Base, *, network: bool = False) -> Any:
-        return scripts.derived(base, script, subject="x", committed_at=1, progress=lambda text: None, network=network)
+        return scripts.derived(base, script, subject="x", progress=lambda text: None, network=network)
 
     first, second = run(base), run(base)
     assert first == second
@@ -243,12 +243,16 @@ def test_buildkit_is_told_the_same_rules(layout: Layout, tmp_path: Path) -> None
     written = (work / "dockerfile" / "Dockerfile").read_text()
     assert written == f"FROM pinned-0\nARG SOURCE_DATE_EPOCH\nRUN {mount} a \\\n  && b\nrun {mount} c\n"
     assert (work / "dockerfile" / "Dockerfile.dockerignore").read_text() == "y\n"
-    driver = BuildKitDriver(tmp_path, Pins(layout, _never), "tcp://builder:1234", certificates=Path("/certificates"))
-    command = driver.command(job, work, handed, {("/var/index", "token"): 9})
+    daemon = Daemon(shown={name: Secret(KEY) for name in FLAGS}, program="/client")
+    driver = BuildKitDriver(tmp_path, Pins(layout, _never), "tcp://builder:1234", daemon=daemon)
+    files = {("", name): number for number, name in enumerate(FLAGS, start=10)}
+    command = driver.command(job, work, handed, {("/var/index", "token"): 9, **files})
+    assert command[0] == "/client"
     pairs = list(pairwise(command))
     for pair in (
         ("--addr", "tcp://builder:1234"),
-        ("--tlskey", "/certificates/key.pem"),
+        ("--tlscacert", "/proc/self/fd/10"),
+        ("--tlskey", "/proc/self/fd/12"),
         ("--opt", "build-arg:SOURCE_DATE_EPOCH=7"),
         ("--opt", "build-arg:A=1"),
         ("--opt", "force-network-mode=none"),
@@ -260,7 +264,7 @@ def test_buildkit_is_told_the_same_rules(layout: Layout, tmp_path: Path) -> None
         assert pair in pairs
     assert "rewrite-timestamp=true" in command[-1]
     assert KEY not in json.dumps(command)
-    assert "force-network-mode=sandbox" in driver.command(replace(job, network=True, secrets=()), work, handed, {})
+    assert "force-network-mode=sandbox" in driver.command(replace(job, network=True, secrets=()), work, handed, files)
     layout_file = json.loads((work / "bases" / "pinned-0" / "index.json").read_text())
     assert layout_file["manifests"][0]["digest"] == handed["pinned-0"]
     assert {rule["action"] for rule in _rules(has_network=False)} == {"DENY"}

@@ -54,16 +54,40 @@ def compare(first: tuple[Layout, Digest], second: tuple[Layout, Digest], steps: 
     """Say in what two images differ.
 
     Args:
-        first: Where one of them is, and its manifest's digest.
+        first: Where one of them is, and its manifest's digest, or that of an index: then platform by platform.
         second: The same of the other.
         steps: Diff id of a layer of the first -> the instruction that made it.
 
     Raises:
         TrustError: A layer is missing or no archive.
     """
-    one, other = _side(*first), _side(*second)
-    if one.digest == other.digest:
-        return Report(first=one.digest, second=other.digest)
+    digests = first[1], second[1]
+    if digests[0] == digests[1]:
+        return Report(first=digests[0], second=digests[1])
+    parts = [_by_platform(*side) for side in (first, second)]
+    found: list[Difference] = []
+    for platform in sorted(parts[0].keys() & parts[1].keys()):
+        one, other = _side(first[0], parts[0][platform]), _side(second[0], parts[1][platform])
+        found += _between(one, other, steps or {}, f"{platform}, " if platform else "")
+    if only := sorted(parts[0].keys() ^ parts[1].keys()):
+        found.append(Difference(layer="index", step="", kind="missing", count=len(only), paths=tuple(only)))
+    if not found:
+        # The content is the same, and other bytes stand for it: another compressor.
+        found.append(Difference(layer="manifest", step="", kind="content", count=1, paths=("layers",)))
+    return Report(first=digests[0], second=digests[1], differences=tuple(found))
+
+
+def _by_platform(layout: Layout, digest: Digest) -> dict[str, Digest]:
+    """The images of an index by their platform, `linux/arm64`; of an image it alone, under no name."""
+    manifest = layout.manifest(digest)
+    if "manifests" not in manifest:
+        return {"": digest}
+    named = [(item.get("platform") or {}, Digest(item["digest"])) for item in manifest["manifests"]]
+    return {"/".join(str(kind[key]) for key in ("os", "architecture", "variant") if key in kind): item for kind, item in named}
+
+
+def _between(one: _Side, other: _Side, steps: Mapping[str, str], where: str) -> list[Difference]:
+    """What differs between two images for one platform."""
     found: list[Difference] = []
     ids = (list(one.config["rootfs"]["diff_ids"]), list(other.config["rootfs"]["diff_ids"]))
     count = max(map(len, ids))
@@ -71,13 +95,9 @@ def compare(first: tuple[Layout, Digest], second: tuple[Layout, Digest], steps: 
         pair = [side[number] if number < len(side) else "" for side in ids]
         if pair[0] == pair[1]:
             continue
-        name, step = f"layer {number + 1} of {count}", (steps or {}).get(pair[0], "")
+        name, step = f"{where}layer {number + 1} of {count}", steps.get(pair[0], "")
         found += _differences(name, step, one.entries(number), other.entries(number))
-    found += _settings(one.config, other.config)
-    if not found:
-        # The content is the same, and other bytes stand for it: another compressor.
-        found.append(Difference(layer="manifest", step="", kind="content", count=1, paths=("layers",)))
-    return Report(first=one.digest, second=other.digest, differences=tuple(found))
+    return found + _settings(one.config, other.config, where)
 
 
 def kind_of(path: str) -> Kind:
@@ -114,12 +134,12 @@ def _differences(layer: str, step: str, one: Mapping[str, _Entry], other: Mappin
     ]
 
 
-def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+def _settings(one: Mapping[str, Any], other: Mapping[str, Any], where: str) -> list[Difference]:
     flat = [_flat({key: value for key, value in config.items() if key != "rootfs"}) for config in (one, other)]
     paths = [key for key in sorted({*flat[0], *flat[1]}) if flat[0].get(key) != flat[1].get(key)]
     if not paths:
         return []
-    return [Difference(layer="config", step="", kind="content", count=len(paths), paths=tuple(paths[:SHOWN_PATHS]))]
+    return [Difference(layer=f"{where}config", step="", kind="content", count=len(paths), paths=tuple(paths[:SHOWN_PATHS]))]
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from controller.adapters.build.buildah import BuildahDriver
-from controller.adapters.build.buildkit import BuildKitDriver
+from controller.adapters.build.buildkit import BuildKitDriver, Daemon
 from controller.adapters.build.by_file import DockerfileBuilder
 from controller.adapters.build.driver import Driver
-from controller.adapters.build.enclosure import OTHER
+from controller.adapters.build.enclosure import OTHER, USUAL, Surroundings
 from controller.adapters.build.pins import Pins
 from controller.adapters.build.python import PythonBuilder
 from controller.adapters.build.s2i import ByFile, InstallScripts
@@ -37,6 +37,7 @@ def drivers(
     sigstore_root: str = "",
     reads_disk: bool = False,
     pins: Pins | None = None,
+    buildkit: Daemon | None = None,
 ) -> Mapping[str, Driver]:
     """Ways to build, by what a manifest asks for.
 
@@ -49,16 +50,20 @@ def drivers(
         sigstore_root: Trusted root for base images that were signed by an identity.
         reads_disk: Whether base images may lie in OCI layouts on this machine.
         pins: What the images of Dockerfiles are pinned by; None: by what their tags name now.
+        buildkit: How a BuildKit is reached; None: as on a machine that was told nothing.
     """
     bases = Bases(layout, folder / "bases", access_for, sigstore_root=sigstore_root, reads_disk=reads_disk)
     pinned = pins if pins is not None else Pins(layout, access_for, bases.check_signed)
 
-    def one(address: str) -> ByFile:
-        return BuildKitDriver(folder / "by-file", pinned, address) if address else BuildahDriver(folder / "by-file", pinned)
+    daemon = buildkit if buildkit is not None else Daemon()
+
+    def one(address: str, place: Path = folder / "by-file", surroundings: Surroundings = USUAL) -> ByFile:
+        if where := address or daemon.address:
+            return BuildKitDriver(place, pinned, where, daemon=daemon)
+        return BuildahDriver(place, pinned, surroundings=surroundings)
 
     def again(address: str) -> ByFile:
-        place = folder / "by-file-again"
-        return BuildKitDriver(place, pinned, address) if address else BuildahDriver(place, pinned, surroundings=OTHER)
+        return one(address, folder / "by-file-again", OTHER)
 
     def scripts(address: str) -> InstallScripts:
         return InstallScripts(one(address), layout, folder / "installed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.adapters.attest.provenance import FROM_DOCKERFILE
+from controller.adapters.build.buildkit import Daemon
 from controller.adapters.build.driver import Driver
 from controller.adapters.build.drivers import Secrets, drivers
 from controller.adapters.build.pins import Pins
@@ -51,8 +52,9 @@ def recorded_drivers(
     secrets: Secrets,
     *,
     bases: Mapping[str, str],
+    buildkit: Daemon | None = None,
 ) -> Mapping[str, Driver]:
-    """As `drivers`, with the bases of Dockerfiles as they were recorded.
+    """As `drivers`, with the bases of Dockerfiles as they were recorded; each base is known by its digest, wherever it lies.
 
     Args:
         reader: Reads source.
@@ -61,8 +63,10 @@ def recorded_drivers(
         access_for: Repository `host[:port]/path` -> how to reach it.
         secrets: Reads the secrets that builds name.
         bases: Reference as a Dockerfile has it -> by digest.
+        buildkit: How a BuildKit is reached; None: as on a machine that was told nothing.
     """
-    return drivers(reader, layout, folder, access_for, secrets, pins=RecordedPins(layout, access_for, bases))
+    pins = RecordedPins(layout, access_for, bases)
+    return drivers(reader, layout, folder, access_for, secrets, reads_disk=True, pins=pins, buildkit=buildkit)
 
 
 def bases_of(provenance: Mapping[str, Any]) -> dict[str, str]:

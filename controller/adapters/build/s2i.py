@@ -20,6 +20,7 @@ from controller.adapters.build.leaks import MountedSecret
 from controller.adapters.oci.assembly import Base, read_memo, write_memo
 from controller.adapters.oci.layers import Stored
 from controller.adapters.oci.layout import Layout
+from controller.adapters.oci.tar import EPOCH
 from policies.canonical import digest_value
 from policies.errors import DesiredStateError
 from policies.terms.build import NO_RULES, BuildRules
@@ -30,7 +31,7 @@ _BUILDER_IMAGE = re.compile(
     r"(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?"
 )
 _PLACE = "/app"
-_FORMAT = 1
+_FORMAT = 2
 """Of derived bases; another one makes all of them again."""
 
 
@@ -166,7 +167,6 @@ class InstallScripts:
         script: Script,
         *,
         subject: str,
-        committed_at: int,
         progress: Callable[[str], None],
         rules: BuildRules = NO_RULES,
         secrets: tuple[MountedSecret, ...] = (),
@@ -174,7 +174,8 @@ class InstallScripts:
     ) -> Derived:
         """The base as it is after the script ran on it.
 
-        The script sees itself and the base; no other file of the source, so that a changed line of source does not run it again.
+        The script sees itself and the base; no other file of the source, so that a changed line of source does not run it again,
+        and no commit's time, so that whoever runs it for another commit gets the same.
 
         Raises:
             DesiredStateError: The script failed, or took too much.
@@ -195,7 +196,7 @@ class InstallScripts:
                     "Dockerfile": Stored(data=install_dockerfile(script, base.reference).encode()),
                     script.path: script.content,
                 },
-                committed_at=committed_at,
+                committed_at=EPOCH,
                 secrets=secrets,
                 network=network,
                 rules=rules,

@@ -1,7 +1,8 @@
 """Images with data and models laid over them, so that a pod finds what it reads in the image that its digest names.
 
 Law: a composed image's bytes follow from the image below, the artifacts and their places alone; its name in the registry
-is the digest of these, so a controller that lost its memory finds it again and lays nothing twice.
+is the digest of these, so a controller that lost its memory finds it again and lays nothing twice. Over an index of several
+platforms the same layers are laid over each of its images, and what comes of it is one index: one name, signed as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from controller.adapters.models import verify_model
 from controller.adapters.oci.artifacts import MODE, files_of
 from controller.adapters.oci.assembly import read_memo, write_memo
 from controller.adapters.oci.layers import Filed, Laid, lay
-from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
+from controller.adapters.oci.layout import CONFIG, INDEX, MANIFEST, Layout
 from policies.canonical import canonical, digest_value
 from policies.errors import DesiredStateError, SilentError, TrustError
 from policies.terms.digest import Digest
@@ -70,7 +71,7 @@ class Composer:
         """Lay artifacts over an image.
 
         Args:
-            image: A code image.
+            image: A code image, or an index of images for several platforms.
             places: `myelin/in/…` -> artifacts laid over each other in that folder, later ones win. Empty ones do not count.
 
         Returns:
@@ -192,9 +193,11 @@ class Composer:
 def compose_into(layout: Layout, image: str, places: Mapping[str, Sequence[str]], layer: Callable[[str, str], Laid]) -> Digest:
     """Write the image that artifacts make of another one; nothing is verified, signed or pushed.
 
+    The image for one platform of an index is what comes of that platform's image alone.
+
     Args:
         layout: Where all of it is.
-        image: What lies below.
+        image: What lies below; an index gives an index.
         places: Folder -> artifacts, in order.
         layer: Lays an artifact (place, digest).
 
@@ -202,24 +205,37 @@ def compose_into(layout: Layout, image: str, places: Mapping[str, Sequence[str]]
         DesiredStateError: Too many layers.
         TrustError: A blob is missing or changed.
     """
-    manifest = layout.manifest(image)
-    config = json.loads(layout.get(manifest["config"]["digest"]))
     laid = [layer(place, artifact) for place, artifacts in places.items() for artifact in artifacts]
-    layers = [*manifest["layers"], *(item.descriptor for item in laid)]
+    notes = {_annotation(place): ",".join(artifacts) for place, artifacts in places.items()}
+    return _laid_over(layout, image, laid, notes)
+
+
+def _laid_over(layout: Layout, image: str, laid: Sequence[Laid], notes: Mapping[str, str]) -> Digest:
+    """An image with layers on top; of an index, the index of its images with them, each where its own was."""
+    below = layout.manifest(image)
+    try:
+        about = {"annotations": {**(below.get("annotations") or {}), IMAGE: str(image), **notes}}
+        if "manifests" not in below:
+            return layout.put(canonical({**_with_layers(layout, image, below, laid), **about}))
+        listed = [
+            {**item, **layout.descriptor(_laid_over(layout, str(item["digest"]), laid, notes), MANIFEST)}
+            for item in below["manifests"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TrustError(f"image {image}: expected a manifest, got another document", reason="BadManifest") from error
+    return layout.put(canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed, **about}))
+
+
+def _with_layers(layout: Layout, image: str, below: Mapping[str, Any], laid: Sequence[Laid]) -> dict[str, Any]:
+    config = json.loads(layout.get(below["config"]["digest"]))
+    layers = [*below["layers"], *(item.descriptor for item in laid)]
     if len(layers) > MOST_LAYERS:
         text = f"image {image}: expected at most {MOST_LAYERS} layers with all data and models, got {len(layers)}"
         raise DesiredStateError(text, reason="TooManyLayers")
     diff_ids = [*config["rootfs"]["diff_ids"], *(item.diff_id for item in laid)]
     config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
-    notes = {_annotation(place): ",".join(artifacts) for place, artifacts in places.items()}
-    composed = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": layout.descriptor(layout.put(canonical(config)), CONFIG),
-        "layers": layers,
-        "annotations": {**manifest.get("annotations", {}), IMAGE: str(image), **notes},
-    }
-    return layout.put(canonical(composed))
+    described = layout.descriptor(layout.put(canonical(config)), CONFIG)
+    return {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": layers}
 
 
 def lay_artifact(layout: Layout, place: str, artifact: str) -> Laid:

@@ -245,7 +245,7 @@ class Layout:
     def tag(self, name: str, digest: Digest, extra: Mapping[str, Any] | None = None) -> None:
         """List a manifest in the index under a name; another one of that name is replaced."""
         # Noted before the index is locked: a sweep locks the other way round.
-        entry = {**self.descriptor(digest, MANIFEST), "annotations": {REF_NAME: name}, **(extra or {})}
+        entry = {**self.descriptor(digest, self._kind(digest)), "annotations": {REF_NAME: name}, **(extra or {})}
         with self._locked():
             index = self._index()
             if entry in index["manifests"]:
@@ -253,6 +253,14 @@ class Layout:
             others = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) != name]
             index["manifests"] = sorted([*others, entry], key=lambda item: str(item["annotations"][REF_NAME]))
             write_whole(self.root / "index.json", canonical(index))
+
+    def _kind(self, digest: str) -> str:
+        """The media type of what is listed; other tools read the folder by it."""
+        try:
+            value = json.loads(self.path(digest).read_bytes())
+            return INDEX if isinstance(value, dict) and "manifests" in value else MANIFEST
+        except ValueError:
+            return MANIFEST
 
     def resolve(self, tag: str) -> Digest | None:
         """The manifest that a name stands for; None when nothing has that name."""

@@ -233,7 +233,9 @@ class MirroredLayout(Layout):
             self._note(digest, blobs)
             return False
         for child in manifest.get("manifests", ()):
-            self._bring(child["digest"], parent=digest)
+            if not self._bring(child["digest"], parent=digest) and not self.registry.lists_referrers(digest):
+                # It was there, held by another index or by a name of its own, which may go before this one.
+                self._hold(child["digest"], digest)
         with ThreadPoolExecutor(PUSH_THREADS) as threads:
             list(threads.map(self._upload, blobs[1:]))
         data = self.get(digest)
@@ -246,6 +248,10 @@ class MirroredLayout(Layout):
         self._know(f"brought {digest}")
         self._note(digest, blobs)
         return True
+
+    def _hold(self, digest: str, parent: str) -> None:
+        media_type = str(self.manifest(digest).get("mediaType", MANIFEST))
+        self.registry.put_manifest(self.get(digest), held_tag(parent, digest), media_type)
 
     def _note(self, digest: str, blobs: Sequence[str]) -> None:
         self._know(digest)

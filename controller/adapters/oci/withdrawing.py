@@ -82,16 +82,22 @@ def clear(
             kept += 1
             continue
         removed.append(Removed(name=min(names), digest=digest, size_bytes=_size(layout, digest), why=why))
+    # What an index that stays lists may have had a name of its own once, or be listed by one that goes as well.
+    left = known.keys() - there.keys()
+    needed = _listed_by(layout, there.keys() - {item.digest for item in removed}) if removed or left else frozenset()
+    kept += sum(item.digest in needed for item in removed)
+    removed = [item for item in removed if item.digest not in needed]
+    spared = needed | (there.keys() - {item.digest for item in removed})
     if not dry_run:
         gone = set()
         try:
             # Of what went before somebody died, what refers to it may be left.
-            for digest in known.keys() - there.keys():
+            for digest in left:
                 if not layout.registry.has_manifest(digest):
-                    _withdraw_attached(layout, digest, attached)
+                    _withdraw_attached(layout, digest, attached, spared)
             for item in removed:
                 if layout.withdraw(item.digest, lambda: not used_lately(layout, item.digest, grace)):  # noqa: B023  called at once
-                    _withdraw_attached(layout, item.digest, attached)
+                    _withdraw_attached(layout, item.digest, attached, spared)
                     gone.add(item.digest)
                     since.pop(item.digest, None)
         except RefusedError as error:
@@ -144,13 +150,20 @@ def _signed(layout: MirroredLayout, digest: str, trust: ImageTrust) -> Iterator[
             yield False
 
 
-def _withdraw_attached(layout: MirroredLayout, digest: str, attached: Collection[str]) -> None:
-    """Remove what refers to a manifest that is gone: as the registry lists it, and by our tags."""
+def _listed_by(layout: MirroredLayout, digests: Collection[str]) -> frozenset[str]:
+    """The images of the indexes among these."""
+    found = (manifest_of(_manifest(layout, digest)) for digest in digests)
+    return frozenset(child for manifest in found if manifest is not None for child in manifest.children)
+
+
+def _withdraw_attached(layout: MirroredLayout, digest: str, attached: Collection[str], spared: Collection[str]) -> None:
+    """Remove what refers to a manifest that is gone, and what only it listed: as the registry lists it, and by our tags."""
     referrers = [str(item.get("digest", "")) for item in layout.registry.referrers(digest)]
     tags = [tag for tag in attached if (found := _ATTACHED.fullmatch(tag)) and found[1] == digest.removeprefix("sha256:")]
     named = (layout.registry.resolve(tag) for tag in tags)
     for other in dict.fromkeys((*referrers, *(item for item in named if item is not None))):
-        layout.withdraw(other)
+        if other not in spared:
+            layout.withdraw(other)
 
 
 def _manifest(layout: MirroredLayout, digest: str) -> Any:
@@ -165,6 +178,8 @@ def _size(layout: MirroredLayout, digest: str) -> int:
     """How many bytes a manifest names; the registry may share them with others."""
     value = _manifest(layout, digest)
     try:
+        if "manifests" in value:
+            return sum(_size(layout, str(item["digest"])) for item in value["manifests"])
         return sum(int(item["size"]) for item in (value["config"], *value["layers"]))
     except (KeyError, TypeError, ValueError):
         return 0
