@@ -9,32 +9,33 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from controller.adapters.attest.verifying import ImageTrust
-from controller.adapters.oci.cleaning import GRACE_SECONDS, Swept, evict, sweep
+from controller.adapters.oci.cleaning import Swept, evict, sweep
 from controller.adapters.oci.layout import Layout, write_whole
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.withdrawing import Ours, clear
 from controller.loop import Following
 from policies.errors import ControllerError, RefusedError
+from policies.hygiene import bytes_of
 from policies.jobs import built_on
 from policies.planning import plan
 from policies.records import swept_statement
 from policies.retention import in_use, swept_of, why_nothing_goes
 from policies.terms.desired import DesiredState
+from policies.terms.document_types import parse_duration
 from policies.terms.observed import Observed, Recorded
 from policies.terms.plan import Plan
+from policies.terms.project import StoreLimits
 from reconcilers import observe, source
 from reconcilers.ports import Ports
 
 EVERY = timedelta(days=1)
-CACHE_BYTES = 20 << 30
-"""How big the folder in front of a registry may grow."""
 faults = logging.getLogger("myelin.faults")
 
 
@@ -49,7 +50,8 @@ class Store:
     """Folder for what is remembered from one time to the next; may be lost."""
     is_job: Callable[[str], bool] = lambda name: False
     """Whether a registry has the result of a job of this name, signed by us."""
-    cache_bytes: int = CACHE_BYTES
+    unpacked: Callable[[Collection[str], float, bool], Swept] | None = None
+    """Removes unpacked images but for those that are in use, as `sweep` does; None: there are none here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +61,13 @@ class Cleaned:
     store: Swept = field(default_factory=Swept)
     registry: Swept | None = None
     cache: Swept | None = None
+    unpacked: Swept | None = None
     why_not: str = ""
     """Why nothing could be removed; empty where it could."""
 
     def value(self) -> dict[str, Any]:
         """As the contract has it."""
-        parts = [("store", self.store), ("registry", self.registry), ("cache", self.cache)]
+        parts = [("store", self.store), ("registry", self.registry), ("cache", self.cache), ("unpacked", self.unpacked)]
         removed = [{"where": where, **item.value()} for where, part in parts if part is not None for item in part.removed]
         refused = self.why_not or (self.registry.refused if self.registry is not None else "")
         freed = sum(part.freed_bytes for _, part in parts if part is not None)
@@ -107,7 +110,8 @@ class Caretaker:
             return
         ports.ledger.record(_statements(observed.recorded, used))
         jobs, recorded = frozenset(observed.jobs), _ours(observed.recorded)
-        work = lambda: self._clean(now, used, jobs, recorded, before)  # noqa: E731  it is given to a thread, once
+        limits = desired.project.spec.builder.store
+        work = lambda: self._clean(now, used, limits, jobs, recorded, before)  # noqa: E731  it is given to a thread, once
         self._work = threading.Thread(target=work, name="clean", daemon=True)
         self._work.start()
 
@@ -117,10 +121,16 @@ class Caretaker:
             self._work.join(seconds)
 
     def _clean(
-        self, now: datetime, used: Mapping[str, str], jobs: frozenset[str], recorded: frozenset[str], before: Mapping[str, Any]
+        self,
+        now: datetime,
+        used: Mapping[str, str],
+        limits: StoreLimits,
+        jobs: frozenset[str],
+        recorded: frozenset[str],
+        before: Mapping[str, Any],
     ) -> None:
         try:
-            done = remove(self.store, used, jobs=jobs, recorded=recorded, now=now)
+            done = remove(self.store, used, limits, jobs=jobs, recorded=recorded, now=now)
         except ControllerError as error:
             done = Cleaned(why_not=error.message)
         except Exception as error:  # noqa: BLE001  nobody else would hear of it
@@ -151,7 +161,7 @@ class Caretaker:
 
 
 def clean(
-    store: Store, following: Following, ports: Ports, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False
+    store: Store, following: Following, ports: Ports, *, grace_seconds: float | None = None, dry_run: bool = False
 ) -> Cleaned:
     """Look, and remove what nothing needs any more, at once.
 
@@ -159,7 +169,7 @@ def clean(
         store: What there is to clean.
         following: The project; no pass is run.
         ports: The outside.
-        grace_seconds: What was used this lately stays.
+        grace_seconds: What was used this lately stays; None: as the project says.
         dry_run: Only tell what would go.
 
     Raises:
@@ -176,17 +186,19 @@ def clean(
     if not dry_run:
         ports.ledger.record(_statements(observed.recorded, used))
     jobs, recorded = frozenset(observed.jobs), _ours(observed.recorded)
-    return remove(store, used, jobs=jobs, recorded=recorded, now=now, grace_seconds=grace_seconds, dry_run=dry_run)
+    limits = desired.project.spec.builder.store
+    return remove(store, used, limits, jobs=jobs, recorded=recorded, now=now, grace_seconds=grace_seconds, dry_run=dry_run)
 
 
 def remove(
     store: Store,
     used: Mapping[str, str],
+    limits: StoreLimits = StoreLimits(),
     *,
     jobs: frozenset[str],
     recorded: frozenset[str],
     now: datetime,
-    grace_seconds: float = GRACE_SECONDS,
+    grace_seconds: float | None = None,
     dry_run: bool = False,
 ) -> Cleaned:
     """Remove all but what is in use from a store, and from the registry behind it.
@@ -194,25 +206,27 @@ def remove(
     Args:
         store: What there is to clean.
         used: Digests that must stay -> why.
+        limits: What the project says of its store.
         jobs: Jobs whose results must stay.
         recorded: Digests that our ledger names.
         now: This instant, UTC.
-        grace_seconds: What was used this lately stays.
+        grace_seconds: What was used this lately stays, instead of what the project says.
         dry_run: Only tell what would go.
 
     Raises:
         OutsideError: The registry or the disk failed us.
         TrustError: A manifest that is in use is damaged.
     """
-    layout = store.layout
+    layout, grace = store.layout, parse_duration(limits.keep_unused) if grace_seconds is None else grace_seconds
     registry = cache = None
     if isinstance(layout, MirroredLayout):
         ours, memory = Ours(trust=store.trust, recorded=recorded, is_job=store.is_job), store.state / "unnamed.json"
-        registry = clear(layout, used, ours, jobs=jobs, memory=memory, now=now, grace_seconds=grace_seconds, dry_run=dry_run)
-    swept = sweep(layout, used, grace_seconds=grace_seconds, dry_run=dry_run)
+        registry = clear(layout, used, ours, jobs=jobs, memory=memory, now=now, grace_seconds=grace, dry_run=dry_run)
+    swept = sweep(layout, used, grace_seconds=grace, dry_run=dry_run)
     if isinstance(layout, MirroredLayout) and not dry_run:
-        cache = evict(layout, store.cache_bytes, is_elsewhere=layout.registry.has_blob)
-    return Cleaned(store=swept, registry=registry, cache=cache)
+        cache = evict(layout, bytes_of(limits.cache), is_elsewhere=layout.registry.has_blob)
+    unpacked = store.unpacked(used, grace, dry_run) if store.unpacked is not None else None
+    return Cleaned(store=swept, registry=registry, cache=cache, unpacked=unpacked)
 
 
 def _judged(

@@ -265,7 +265,7 @@ def clean(
     state: State = "",
     trust: Trust = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
-    grace: Annotated[float, typer.Option(help="Hours: what was used this lately stays; at least one.", min=1.0)] = 24.0,
+    grace: Annotated[float | None, typer.Option(help="Hours: what was used this lately stays; at least one.", min=1.0)] = None,
     output: Form = Output.text,
 ) -> None:
     """Remove images, models and data that nothing needs any more. A controller that runs does so once a day."""

@@ -31,11 +31,11 @@ def verify(place: Place, subject: str, *, rebuild: bool, output: Output) -> None
     raise typer.Exit(0 if value["ok"] else 1)
 
 
-def clean(place: Place, *, dry_run: bool, grace_hours: float, output: Output) -> None:
+def clean(place: Place, *, dry_run: bool, grace_hours: float | None, output: Output) -> None:
     """Remove what nothing needs any more, or only tell."""
     from controller.answers import in_cluster, keeping
 
-    grace_seconds = grace_hours * 3600
+    grace_seconds = grace_hours * 3600 if grace_hours is not None else None
     if dry_run:
         value = keeping.removable(place, grace_seconds=grace_seconds)
     elif in_cluster.is_here(place):

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller import image_keys
-from controller.adapters.keys import ImageKey, ImageKeyKind, ImageSigner, SshKey
+from controller.adapters.keys import ImageKey, ImageKeyKind, ImageSigner, SshKey, fingerprint
 from controller.adapters.signatures.openpgp import OpenpgpKey
 from controller.adapters.signatures.sigstore_key import SigstoreKey
 from controller.adapters.sigstore.files import CONFIG, IDENTITY, SEED, TOKEN, TOKEN_VARIABLE
 from controller.trustfile import OwnIdentity
 from policies.admin import ANY_PROJECT
-from policies.errors import DesiredStateError, RefusedError
+from policies.errors import DesiredStateError, RefusedError, TrustError
 
 if TYPE_CHECKING:  # the authority's library takes its time, and few have one
     from controller.adapters.attest.verifying import Identity
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the authority's library takes its time, and few have one
     from reconcilers.ports import Clock
 
 OPENPGP = "controller.asc"
+FORMER_CONTROLLERS = "controller-*.pub"
 """Name of the OpenPGP key's file, and of its key in a Secret."""
 LOCAL = ("default", ANY_PROJECT)
 """Namespace and name of a project that is followed on one machine, as an embedded instance's certificates say it."""
@@ -148,11 +149,43 @@ def public_certificate(state: Path) -> str:
     return OpenpgpKey.load(path).certificate if path.exists() else ""
 
 
-def keep_public(state: Path, key: SshKey, signer: ImageSigner, former: Mapping[str, str] | None = None) -> None:
-    """Leave the public keys of a project whose private ones lie elsewhere, for the answers."""
+def keep_public(
+    state: Path,
+    key: SshKey,
+    signer: ImageSigner,
+    former_images: Mapping[str, str] | None = None,
+    former: Mapping[str, str] | None = None,
+) -> None:
+    """Leave the public keys of a project whose private ones lie elsewhere, for the answers; those that are no more go."""
     folder = _folder(state)
-    (folder / "controller.pub").write_text(key.public() + "\n")
-    image_keys.keep_public(folder, signer.public_pem, former or {})
+    known = {"controller.pub": key.public(), **(former or {})}
+    for path in folder.glob(FORMER_CONTROLLERS):
+        if path.name not in known:
+            path.unlink()
+    for name, public in known.items():
+        (folder / name).write_text(public.strip() + "\n")
+    image_keys.keep_public(folder, signer.public_pem, former_images or {})
+
+
+def former_controllers(state: Path) -> tuple[str, ...]:
+    """Public keys by which the controller signed before: what they say in the ledger stays said.
+
+    Raises:
+        TrustError: A file holds no public key.
+    """
+    return tuple(former_controller(path.read_text(), path.name) for path in sorted((state / "keys").glob(FORMER_CONTROLLERS)))
+
+
+def former_controller(text: str, where: str) -> str:
+    """A former public key of the controller's.
+
+    Raises:
+        TrustError: It is none.
+    """
+    public = " ".join(text.split()[:2])
+    if not fingerprint(public):
+        raise TrustError(f"{where}: expected the public key of a former controller, ssh-ed25519 AAAA…", reason="BadKey")
+    return public
 
 
 def public_keys(state: Path) -> tuple[str, tuple[str, ...]]:
@@ -192,7 +225,8 @@ def make(
         RefusedError: One is there already, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (openpgp or seed_at) or not all((folder / name).exists() for name in ("controller", image_keys.KEY)):
+    has_keys = (folder / "controller").exists() and any((folder / name).exists() for name in image_keys.KINDS)
+    if not (openpgp or seed_at) or not has_keys:
         SshKey.generate(folder / "controller")
         ImageKey.generate(folder / image_keys.KEY, kind)
     if openpgp:

@@ -269,7 +269,7 @@ class ImageKey:
         """
         expected = f"{where}: expected a P-256 or Ed25519 key as PKCS#8 PEM"
         if b"ENCRYPTED SIGSTORE PRIVATE KEY" in content or b"ENCRYPTED COSIGN PRIVATE KEY" in content:
-            text = f"{expected}, got cosign's own encrypted kind; make one with `myelin keys new`"
+            text = f"{expected}, got cosign's own encrypted kind, which is read under the name cosign.key"
             raise TrustError(text, reason="NoKey")
         try:
             private = serialization.load_pem_private_key(content, password=None)

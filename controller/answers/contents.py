@@ -27,7 +27,7 @@ def names_of(place: Place, keys: Iterable[str]) -> dict[str, str]:
     former = image_keys.former_in(folder)
     found |= {hint_of(public): name for name, public in former.items()}
     own = next((public for public in image_keys.public_in(folder) if public not in former.values()), "")
-    file = next((name for name in (image_keys.KEY, image_keys.TOKEN) if (folder / name).exists()), image_keys.PUBLIC)
+    file = next((name for name in image_keys.KINDS if (folder / name).exists()), image_keys.PUBLIC)
     return found | ({hint_of(own): file} if own else {})
 
 

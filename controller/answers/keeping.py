@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.adapters.clock import SystemClock
+from controller.adapters.engine_local import Unpacked
 from controller.adapters.models import check_folder, signer_of, verify_model
 from controller.adapters.oci.artifacts import ArtifactStore, files_of
 from controller.adapters.oci.layout import Layout
@@ -22,7 +23,7 @@ from policies.terms.observed import Observed
 from policies.terms.version import Version
 
 
-def removable(place: Place, *, grace_seconds: float) -> dict[str, Any]:
+def removable(place: Place, *, grace_seconds: float | None) -> dict[str, Any]:
     """What `clean` would remove, as far as branch and ledger tell: a job that runs may keep more.
 
     Raises:
@@ -32,14 +33,15 @@ def removable(place: Place, *, grace_seconds: float) -> dict[str, Any]:
     layout, now = _store(place), SystemClock().now()
     with opened(place) as project:
         desired, trust = project.desired(), project.images
+        limits = desired.project.spec.builder.store
         observed = Observed(recorded=fold(project.entries()))
     if why_not := why_nothing_goes(desired, observed):
         raise RefusedError(f"store: expected to tell what is in use: {why_not}; nothing would be removed", reason="UseUnknown")
     used = in_use(desired, observed, around=Surroundings(), now=now)
     tasks = observed.recorded.tasks.values()
     recorded = frozenset(digest for task in tasks for digest in (task.image, task.model, *task.data) if digest)
-    store = Store(layout=layout, trust=trust, state=place.state)
-    done = remove(store, used, jobs=frozenset(), recorded=recorded, now=now, grace_seconds=grace_seconds, dry_run=True)
+    store = Store(layout=layout, trust=trust, state=place.state, unpacked=Unpacked(place.state / "engine", layout).sweep)
+    done = remove(store, used, limits, jobs=frozenset(), recorded=recorded, now=now, grace_seconds=grace_seconds, dry_run=True)
     return done.value()
 
 

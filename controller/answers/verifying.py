@@ -21,6 +21,7 @@ from controller.answers.proof import check_ledger, of_kind
 from controller.answers.rebuilding import Tell
 from controller.answers.stored import StoreChecks, ends_well, found_in
 from controller.answers.versions import Records, name_of, parts_of
+from controller.keyring import former_controllers
 from controller.project import Place
 from policies.canonical import digest_value
 from policies.differences import first_difference
@@ -105,6 +106,7 @@ def _commits(project: Opened) -> Iterator[Checked]:
 
 def _ledger(project: Opened) -> Iterator[Checked]:
     keys = [project.pin.controller.key] if project.pin.controller else []
+    keys += former_controllers(project.place.state)
     folder = project.place.state / "ledger"
     found = check_ledger(
         project.repository,

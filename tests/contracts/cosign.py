@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.cluster import cache
+from tests.cluster import cache, golang
 
 MODULES = {
     2: "github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5",
@@ -31,16 +29,8 @@ def missing(major: int) -> str:
         return ""
     if (cache.root() / f"cosign{major}" / _digest(major)).is_dir() or _of_the_cluster_tests(major) is not None:
         return ""
-    words = (
-        f"cosign {major}: expected Go {'.'.join(map(str, OLDEST_GO))} or newer (it builds cosign, once), or MYELIN_COSIGN{major}"
-    )
-    if not shutil.which("go"):
-        return f"{words}, the path of a cosign program; got neither"
-    said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
-    number = re.match(r"go(\d+)\.(\d+)", said)
-    if number is None or (int(number[1]), int(number[2])) < OLDEST_GO:
-        return f"{words}; got {said.strip() or 'no answer'}"
-    return ""
+    why = golang.missing(OLDEST_GO, "cosign", f"MYELIN_COSIGN{major}, the path of a cosign program")
+    return f"cosign {major}: expected {why}" if why else ""
 
 
 def program(major: int) -> Path:
@@ -86,11 +76,11 @@ class Cosign:
         known += ["--trusted-root", str(root)] if root is not None else []
         return self(*(words or ("verify",)), *known, reference)
 
-    def generate(self, folder: Path) -> str:
-        """Make a key pair `cosign.key` and `cosign.pub` in a folder, without password; returns the public one."""
+    def generate(self, folder: Path, password: str = "") -> str:
+        """Make a key pair `cosign.key` and `cosign.pub` in a folder; returns the public one."""
         folder.mkdir(parents=True, exist_ok=True)
         prefix = str(folder / "cosign")
-        done = self("generate-key-pair", f"--output-key-prefix={prefix}", environment={"COSIGN_PASSWORD": ""})
+        done = self("generate-key-pair", f"--output-key-prefix={prefix}", environment={"COSIGN_PASSWORD": password})
         assert done.returncode == 0, done.stderr
         return Path(f"{prefix}.pub").read_text()
 

@@ -22,7 +22,7 @@ from policies.terms.trial import Ask, Tell, TrialRun
 from reconcilers.ports import Ledger
 from tests.fakes.ledger import BRANCH, FakeLedger
 from tests.fakes.repository import FakeRepository
-from tests.fakes.wiring import CONTROLLER, gate
+from tests.fakes.wiring import CONTROLLER, PERSON, STRANGER, gate
 from tests.fakes.world import HandClock, World
 
 
@@ -292,6 +292,57 @@ def test_the_real_one_reads_what_the_simulated_one_wrote(tmp_path: Path) -> None
         assert real.entries() == fake.entries()
     finally:
         real.close()
+
+
+def strangers_entry(world: World, folder: Path) -> None:
+    """Somebody who may push, and has no key of the project, adds an entry to the branch."""
+    other = GitLedger(FakeRepository(world, STRANGER), folder, STRANGER, HandClock(world), former=[CONTROLLER.public()])
+    other.record([statement("invented")])
+    other.push()
+    other.close()
+
+
+@pytest.mark.parametrize("known", [0, 1], ids=["at a start", "in the middle of work"])
+def test_an_entry_that_somebody_else_signed_is_not_believed(tmp_path: Path, known: int) -> None:
+    world = World()
+    repository = FakeRepository(world, CONTROLLER)
+    ours = GitLedger(repository, tmp_path / "ours", CONTROLLER, HandClock(world))
+    try:
+        ours.record([statement("a")])
+        ours.push()
+        good = repository.fetch(BRANCH)
+        strangers_entry(world, tmp_path / "theirs")
+        if known:
+            ours.record([statement("b")])
+            with pytest.raises(RefusedError, match="entry 2 by this project's controller, somebody else signed it") as caught:
+                ours.push()
+            assert keys(ours) == ["a", "b"], "what we have is what we had"
+        else:
+            with pytest.raises(RefusedError, match="somebody else signed it") as caught:
+                GitLedger(repository, tmp_path / "new", CONTROLLER, HandClock(world))
+        assert caught.value.reason == "LedgerForeign"
+        world.outside.branches[BRANCH] = good
+        assert ours.push() == known, "and it goes on once the branch is as it was"
+    finally:
+        ours.close()
+
+
+def test_what_a_former_key_signed_stays_said(tmp_path: Path) -> None:
+    world = World()
+    before = GitLedger(FakeRepository(world, PERSON), tmp_path / "before", PERSON, HandClock(world))
+    before.record([statement("a")])
+    before.push()
+    before.close()
+    repository = FakeRepository(world, CONTROLLER)
+    after = GitLedger(repository, tmp_path / "after", CONTROLLER, HandClock(world), former=[PERSON.public()])
+    after.record([statement("b")])
+    after.push()
+    assert keys(after) == ["a", "b"]
+    after.close()
+    # The newest entry vouches for those before it, so the former key is not needed for ever.
+    without = GitLedger(repository, tmp_path / "without", CONTROLLER, HandClock(world))
+    assert keys(without) == ["a", "b"]
+    without.close()
 
 
 def test_a_controller_that_dies_between_its_two_files_loses_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from controller.adapters.engine_local.launch import HOST_PYTHON, bubblewrap
 from controller.adapters.keys import ImageKey
 from controller.adapters.models import Models
 from controller.adapters.oci.artifacts import ArtifactStore
+from controller.adapters.oci.assembly import SITE
 from controller.adapters.oci.layers import Stored, lay
 from controller.adapters.oci.layout import CONFIG, MANIFEST, Layout
 from policies.canonical import canonical
@@ -45,6 +46,12 @@ elif what == "power":
     for command in (["mount", "-t", "tmpfs", "none", "/tmp"], ["mknod", "/tmp/disk", "b", "8", "0"]):
         print(command[0], "works" if subprocess.run(command, capture_output=True).returncode == 0 else "refused")
     print("private", "seen" if Path("/etc/ssl/private").exists() else "hidden")
+elif what == "packages":
+    import locked
+    import subprocess
+    print(sys.prefix, locked.__file__)
+    print([path for path in sys.path if "-packages" in path])
+    subprocess.run(["sh", "-c", "python -c 'import locked, sys; print(sys.prefix)'"], check=True)
 elif what == "env":
     print(sorted(os.environ))
     assert "MYELIN_TEST_SECRET" not in os.environ
@@ -61,11 +68,13 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_fo
 
 
 def image(layout: Layout, program: str, *, python: str = HOST_PYTHON) -> Digest:
-    layer = lay(layout, {"app/job.py": Stored(data=PROGRAM), "app/server.py": Stored(data=SERVER)})
+    files = {"app/job.py": PROGRAM, "app/server.py": SERVER, f"{SITE}/locked.py": b"", "opt/venv/bin/tool": b"#!/bin/sh\n"}
+    files["opt/venv/pyvenv.cfg"] = b"home = /somewhere/else\n"
+    layer = lay(layout, {path: Stored(data=data) for path, data in files.items()})
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": ["/opt/venv/bin/python", f"/app/{program}"], "Env": [f"MYELIN_PYTHON={python}"]},
+        "config": {"Entrypoint": ["/opt/venv/bin/python", f"/app/{program}"], "Env": [f"MYELIN_PYTHON={python}", "PATH=/opt/venv/bin:/usr/bin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
     }
     manifest = {
@@ -184,6 +193,18 @@ def test_a_caged_job_has_no_powers_even_where_root_runs_us(place: Place) -> None
     assert place.engine.logs("power").splitlines() == ["mount refused", "mknod refused", "private hidden"]
 
 
+def test_a_caged_job_finds_what_is_locked_and_no_package_of_this_machine(place: Place) -> None:
+    if place.isolation != "bubblewrap":
+        pytest.skip("without bubblewrap this machine's own packages are found too")
+    place.engine.start(place.job("packages", "packages"))
+    assert place.ended("packages").phase == "succeeded", place.engine.logs("packages")
+    assert place.engine.logs("packages").splitlines() == [
+        f"/opt/venv /{SITE}/locked.py",
+        f"['/{SITE}']",
+        "/opt/venv",
+    ]
+
+
 def test_an_image_for_another_python_cannot_start(place: Place) -> None:
     other = image(place.layout, "job.py", python="3.2")
     place.engine.start(JobSpec(name="old", axon="a", task="t", image=other))
@@ -263,3 +284,20 @@ def test_a_port_in_use_is_said_and_taken_once_it_is_free(place: Place) -> None:
         assert time.monotonic() < deadline, place.engine.logs("s")
         place.engine.serve(spec)
         time.sleep(0.05)
+
+
+def test_a_job_that_is_stopped_as_it_starts_leaves_no_program_behind(place: Place) -> None:
+    for number in range(8):
+        place.engine.start(place.job(f"slow{number}", "slow"))
+        place.engine.stop(f"slow{number}")
+        assert place.ended(f"slow{number}").reason == "Stopped"
+    ours = str(place.folder)
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if ours in _said(path) and "supervise.py" not in _said(path)]
+    assert left == []
+
+
+def _said(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

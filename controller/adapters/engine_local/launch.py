@@ -5,7 +5,6 @@ An image of the Python builder without a base runs on the host's own system; any
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.engine_local.sealed import is_sealed, seal
+from controller.adapters.engine_local.sealed import is_sealed, seal, seal_file
 from controller.adapters.engine_local.unpack import unpack
+from controller.adapters.engine_local.unpacked import NEW, TOUCHED, alone, name_of
 from controller.adapters.oci.assembly import BASE_NAME, PLATFORM
-from controller.adapters.oci.layout import Layout
+from controller.adapters.oci.layout import Layout, write_whole
 from policies.errors import DesiredStateError
 
 HOST_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -46,6 +46,7 @@ HOSTS_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _PLATFORM = dict(zip(("os", "architecture"), PLATFORM.split("/"), strict=True))
 SEALED_SECONDS = 0.5
 """How long a look at an unpacked image counts: one pass may start hundreds of jobs from it."""
+_VENV = "/opt/venv"
 PYTHONS = ("python", "python3", "/opt/venv/bin/python", "/opt/venv/bin/python3")
 
 
@@ -81,6 +82,10 @@ class Launcher:
         self._layout, self._folder, self._wrap = layout, folder, wrap
         self._whole_at: dict[Path, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        self._home = folder / "pyvenv.cfg"
+        text = f"home = {os.path.dirname(_own_python())}\ninclude-system-site-packages = false\nversion = {HOST_PYTHON}\n"
+        if not self._home.exists() or self._home.read_text() != text:
+            write_whole(self._home, text.encode())
 
     def program(
         self, image: str, *, command: Sequence[str], args: Sequence[str], env: Mapping[str, str], writable: Sequence[Path]
@@ -110,15 +115,14 @@ class Launcher:
                 f"image {image}: expected Python {HOST_PYTHON}, it was made for {wanted}", reason="CannotStart"
             )
         argv = [*(command or config["config"]["Entrypoint"]), *args]
-        python = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
-        argv[0] = python if argv[0] in PYTHONS else argv[0]
-        site = f"opt/venv/lib/python{HOST_PYTHON}/site-packages"
         if not self._wrap:
-            places = {"PYTHONPATH": f"{root}/app:{root}/{site}"}
+            argv[0] = _own_python() if argv[0] in PYTHONS else argv[0]
+            places = {"PYTHONPATH": f"{root}/app:{root}/opt/venv/lib/python{HOST_PYTHON}/site-packages"}
             path = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
             plain = [str(root) + item if item.startswith("/app/") else item for item in argv]
             return Program(argv=tuple(plain), env={**variables, **shared, **path, **places, **env}, cwd=str(root / "app"))
-        places = {"PYTHONPATH": f"/app:/{site}", "HOME": "/tmp"}
+        argv[0] = f"{_VENV}/bin/python" if argv[0] in PYTHONS else argv[0]
+        places = {"PYTHONPATH": "/app", "HOME": "/tmp"}
         return Program(argv=(*self._cage(root, writable), *argv), env={**variables, **shared, **env, **places}, cwd="/")
 
     def _whole(
@@ -163,8 +167,14 @@ class Launcher:
             cage += ["--ro-bind", prefix, prefix]
         for folder in writable:
             cage += ["--bind", str(folder), str(folder)]
-        cage += ["--ro-bind-try", str(root / "opt"), "/opt", "--ro-bind-try", str(root / "app"), "/app", "--chdir", "/app"]
-        return cage
+        return [*cage, *self._environment(root), "--ro-bind-try", str(root / "app"), "/app", "--chdir", "/app"]
+
+    def _environment(self, root: Path) -> Iterator[str]:
+        """The image's packages as a virtual environment of this machine's Python, whose own packages are not seen there."""
+        if (root / "opt").is_dir():
+            yield from _bound(root / "opt", "/opt", [f"{_VENV}/bin/python"])
+        yield from ("--dir", f"{_VENV}/bin", "--ro-bind", str(self._home), f"{_VENV}/pyvenv.cfg")
+        yield from ("--symlink", _own_python(), f"{_VENV}/bin/python", "--symlink", "python", f"{_VENV}/bin/python3")
 
     def check(self, image: str) -> None:
         """See that an image that was unpacked before is still as it was; one that was touched is unpacked again.
@@ -191,11 +201,10 @@ class Launcher:
                 raise DesiredStateError(f"image {image}: expected one for {PLATFORM}, there is none in it", reason="CannotStart")
             return self._unpacked(own[0])
         config = json.loads(self._layout.get(manifest["config"]["digest"]))
-        root = self._folder / image.removeprefix("sha256:")[:32]
-        with (self._folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        root = self._folder / name_of(image)
+        with alone(self._folder):
             if not self._is_whole(root):
-                temporary = root.with_suffix(".new")
+                temporary = root.with_suffix(NEW)
                 shutil.rmtree(temporary, ignore_errors=True)
                 (temporary / "app").mkdir(parents=True)
                 try:
@@ -206,13 +215,19 @@ class Launcher:
                     raise
                 if root.exists():
                     # What runs from it goes on with the files that it has; nothing new starts from them.
-                    shutil.rmtree(root.with_suffix(".touched"), ignore_errors=True)
-                    os.rename(root, root.with_suffix(".touched"))
+                    shutil.rmtree(root.with_suffix(TOUCHED), ignore_errors=True)
+                    os.rename(root, root.with_suffix(TOUCHED))
                 os.rename(temporary, root)
                 seal(root)
                 self._whole_at[root] = time.monotonic()
+            os.utime(seal_file(root))
         name = (manifest.get("annotations") or {}).get(BASE_NAME)
         return root, config, name == "host" or (name is None and not (root / "usr").exists())
+
+
+def _own_python() -> str:
+    """The interpreter that this one's environment was made of."""
+    return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
 
 
 def _bound(folder: Path, place: str, writable: Sequence[str]) -> Iterator[str]:

@@ -24,19 +24,20 @@ def seal_of(root: Path) -> str:
 def is_sealed(root: Path) -> bool:
     """Whether a folder is as it was when it was sealed; one that never was is not."""
     try:
-        return _file(root).read_text() == seal_of(root)
+        return seal_file(root).read_text() == seal_of(root)
     except OSError:
         return False
 
 
 def seal(root: Path) -> None:
     """Note how a folder is now."""
-    temporary = _file(root).with_suffix(".seal.new")
+    temporary = seal_file(root).with_suffix(".seal.new")
     temporary.write_text(seal_of(root))
-    temporary.replace(_file(root))
+    temporary.replace(seal_file(root))
 
 
-def _file(root: Path) -> Path:
+def seal_file(root: Path) -> Path:
+    """What a folder's seal is kept in; when that was last written tells when the folder was last used."""
     return root.with_name(f"{root.name}.seal")
 
 

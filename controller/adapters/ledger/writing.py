@@ -33,9 +33,10 @@ class GitLedger:
         clock: Tells when.
         branch: The ledger's branch.
         rest_seconds: Least time between two pushes, for a server far away: what comes meanwhile shares a commit.
+        former: Public keys that signed entries before `keys` did.
 
     Raises:
-        RefusedError: Another controller works on this folder, or the branch is no whole chain.
+        RefusedError: Another controller works on this folder, or the branch is no whole chain of this project's.
         OutsideError: The branch could not be read and nothing is known of it here.
     """
 
@@ -48,9 +49,11 @@ class GitLedger:
         *,
         branch: str = BRANCH,
         rest_seconds: float = 0.0,
+        former: Sequence[str] = (),
     ) -> None:
         self._rest_seconds, self._rests_until = rest_seconds, 0.0
         self._repository, self._keys, self._clock, self._branch = repository, keys, clock, branch
+        self._writers = (keys.public(), *former)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder / "lock")
         self._log, self._copy = folder / LOG, Copy(folder)
@@ -186,7 +189,7 @@ class GitLedger:
         read: dict[str, Segment | None] = {path: None for path in touched if path not in files}
 
         def fresh() -> Iterator[Line]:
-            number, digest = self._known.number, self._known.digest
+            number, digest, newest = self._known.number, self._known.digest, None
             for path, line in self._lines(head, changed):
                 read[path] = _grown(read.get(path), files[path], line)
                 if line.number <= self._known.number:
@@ -197,11 +200,19 @@ class GitLedger:
                 if line.digest != line.covered:
                     text = f"{line.where}: expected entry {line.number} as its digest says, it was changed; run `myelin verify`"
                     raise RefusedError(text, reason="LedgerBroken")
-                number, digest = line.number, line.digest
+                number, digest, newest = line.number, line.digest, line
                 yield line
+            if newest is not None and not self._is_ours(newest):
+                text = f"{newest.where}: expected entry {number} by this project's controller, somebody else signed it"
+                text += f"; reset {self._branch} to where it was and let nobody else push to it; `myelin verify` says which are ours"
+                raise RefusedError(text, reason="LedgerForeign")
 
         with disk(self._copy.path):
             return self._copy.take(fresh(), head=head, segments=read, is_new=is_new)
+
+    def _is_ours(self, line: Line) -> bool:
+        """Whether a controller of this project signed an entry, and so all before it: none chains behind a stranger's."""
+        return any(self._keys.is_signed(line.digest.encode(), line.signature, public) for public in self._writers)
 
     def _check(self, head: str, changed: Sequence[str], missing: int) -> None:
         """See that files that changed, or are gone, still have the lines that are known, in whatever files they lie now."""
