@@ -24,8 +24,8 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.keys import ImageKey, ImageSigner
 from controller.adapters.oci.access import Access, access_from_docker_config, names_host
 from controller.adapters.oci.assembly import (
-    ARCHITECTURE,
     INTERPRETER,
+    PLATFORM,
     PYTHON,
     SITE,
     Base,
@@ -35,10 +35,12 @@ from controller.adapters.oci.assembly import (
     based_on,
     file_digest,
     package_folder,
+    room_for_wheels,
     tree,
     venv,
 )
 from controller.adapters.oci.bases import Bases
+from controller.adapters.oci.bytecode import compiler_for
 from controller.adapters.oci.layers import Stored, lay
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
@@ -53,14 +55,18 @@ BUILDER = "myelin.io/builders/controller/v1"
 PACKAGES = ("controller", "reconcilers", "policies", "myelin")
 WITHOUT_WHEELS = ("hpbandster",)
 """Pure Python that its authors published as source only: its modules are taken as they are installed here."""
+MOSTLY_UNUSED = ("kubernetes-",)
+"""Not compiled: a module for each kind of object, of nearly 2,000 files 39 are ever loaded; it would be a third of all."""
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "controller.txt"
 VARIABLES = {
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONUNBUFFERED": "1",
-    # The image is read-only and holds no compiled modules; those of a pod outlive its container's restarts.
-    "PYTHONPYCACHEPREFIX": "/tmp/pycache",
 }
+COMPILED = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""The image is read-only, and what is compiled lies in it: a pod that starts loads its modules in a third of the time."""
+NOT_COMPILED = {"PYTHONPYCACHEPREFIX": "/tmp/pycache"}
+"""Modules that a pod compiled outlive its container's restarts; with this, none that lie in the image count."""
 SCRIPT = f"#!{INTERPRETER}\nimport sys\n\nfrom controller.cli import main\n\nsys.exit(main())\n"
 
 
@@ -94,7 +100,7 @@ def build(
         text = f"{requirements}: expected the controller's lock, it is missing; run this from a checkout"
         raise DesiredStateError(text, reason="NoLock")
     text, sources = taken_out(requirements.read_text(), WITHOUT_WHEELS)
-    target = Target(python=PYTHON, platform=f"linux/{ARCHITECTURE}")
+    target = Target(python=PYTHON, platform=PLATFORM)
     lock = Lock(text=text, origin=requirements.name, resolved=False, wheels=wanted_of(text, requirements.name, target))
     folder.mkdir(parents=True, exist_ok=True)
     wheels = [wheel.path for wheel in fetch_wheels(lock, folder / "wheels", target, progress=progress)]
@@ -102,18 +108,25 @@ def build(
     installed = [_installed(name, version) for name, version in sorted(sources.items())]
     own = _own_files()
     more, links = venv(base)
-    layers = [
-        *WheelLayers(layout, folder).laid(wheels),
-        *(lay(layout, files) for files in installed),
-        lay(layout, {**own, **more}, links),
-    ]
-    program = Program(entrypoint=(INTERPRETER, "-m", "controller"), args=("operate",), env=VARIABLES, folder="/tmp")
+    wheel_layers, most = WheelLayers(layout, folder), room_for_wheels(base)
+    layers = [*wheel_layers.laid(wheels, most=most), *(lay(layout, files) for files in installed)]
+    compiler = compiler_for(base.exact, folder / "bytecode")
+    if compiler is not None:
+        progress(f"compiling modules for Python {compiler.version}")
+        own_compiler = compiler_for(base.exact, folder / "bytecode-own") or compiler
+        layers += wheel_layers.bytecode([item for item in wheels if not item.name.startswith(MOSTLY_UNUSED)], compiler, most=most)
+        layers += [lay(layout, own_compiler.of_files(files, SITE)) for files in (*installed, own)]
+    else:
+        progress(f"no Python {base.exact or PYTHON} here: modules are not compiled, so its pod starts slowly")
+    layers.append(lay(layout, {**own, **more}, links))
+    env = {**VARIABLES, **(COMPILED if compiler is not None else NOT_COMPILED)}
+    program = Program(entrypoint=(INTERPRETER, "-m", "controller"), args=("operate",), env=env, folder="/tmp")
     digest = assemble(layout, layers, program, base=base, annotations=based_on(base))
     if key is not None:
         progress("signing")
         parts = [own, *installed]
         content = digest_value({path: digest_of(item.data) for files in parts for path, item in files.items()})
-        provenance = _provenance(base, wheels, content)
+        provenance = _provenance(base, wheels, content, compiler.version if compiler is not None else "")
         sign_image(layout, digest, key, provenance, sbom_of(digest, "controller", provenance))
     return digest
 
@@ -150,13 +163,13 @@ def _installed(name: str, version: str) -> dict[str, Stored]:
     return {**files, f"{SITE}/{name}-{version}.dist-info/METADATA": Stored(data=metadata)}
 
 
-def _provenance(base: Base, wheels: Sequence[Path], content: Digest) -> dict[str, object]:
+def _provenance(base: Base, wheels: Sequence[Path], content: Digest, bytecode: str) -> dict[str, object]:
     used = [("source", content), *((wheel.name, file_digest(wheel)) for wheel in wheels)]
     return {
         "buildDefinition": {
             "buildType": BUILDER,
             "externalParameters": {"base": base.reference},
-            "internalParameters": {"python": PYTHON},
+            "internalParameters": {"python": PYTHON, **({"bytecode": {PLATFORM: bytecode}} if bytecode else {})},
             "resolvedDependencies": [
                 {"name": "base", "uri": base.reference, "digest": {"sha256": base.digest.removeprefix("sha256:")}},
                 *({"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}} for name, digest in used),

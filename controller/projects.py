@@ -7,12 +7,14 @@ import binascii
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from controller import image_keys
+from controller.adapters.build.buildkit import FLAGS, Daemon
 from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import SECRET, Cluster
 from controller.adapters.git.access import KEYS, SSH_AUTH, GitAccess, access_from
@@ -21,7 +23,8 @@ from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.signatures.openpgp import OpenpgpKey
 from controller.adapters.signatures.sigstore_key import SigstoreKey
 from controller.adapters.sigstore.files import CONFIG, IDENTITY, SEED, TOKEN_VARIABLE
-from controller.keyring import OPENPGP, identified, identity_of
+from controller.daemon_keys import daemon_of
+from controller.keyring import FORMER_CONTROLLERS, OPENPGP, former_controller, identified, identity_of
 from controller.trustfile import OwnIdentity, TrustFile
 from policies.errors import DesiredStateError, RefusedError, TrustError
 from policies.terms.build import BuildSecret
@@ -63,12 +66,16 @@ class ProjectObject:
     image_key: ImageSigner
     former_image_keys: Mapping[str, str] = field(default_factory=dict)
     """Name in the Secret -> public key, of those that signed images before."""
+    former_keys: Mapping[str, str] = field(default_factory=dict)
+    """Name in the Secret -> public key, of those that the controller signed with before."""
     openpgp: OpenpgpKey | None = None
     """Signs commits in place of `key`, where the Secret has one."""
     sigstore: SigstoreKey | None = None
     """The same as a Sigstore identity, which goes before both."""
     keyless: Chosen | None = None
     """The identity that images and models are signed as, besides `image_key`."""
+    buildkit: Daemon = field(default_factory=Daemon)
+    """How the BuildKit is reached that builds its Dockerfiles."""
     forge_token: Secret | None = None
     """What the forge that the object names is asked with; never shown."""
 
@@ -206,18 +213,20 @@ def open_project(cluster: Cluster, body: Mapping[str, Any]) -> ProjectObject:
         key=SshKey.parse(keys.text("controller", MAKE_KEYS).encode(), f"{keys.origin}: controller"),
         image_key=_image_key(keys),
         former_image_keys=_former_image_keys(keys),
+        former_keys=_former_keys(keys),
         openpgp=_openpgp_key(keys),
         sigstore=_sigstore_key(keys),
         keyless=_keyless(keys, (namespace, str(meta["name"]))),
+        buildkit=_buildkit(keys, spec.builder.buildkit),
         forge_token=_forge_token(cluster, namespace, document),
     )
 
 
 def _image_key(keys: _Secrets) -> ImageSigner:
     """The key that images are signed with."""
-    wanted = (image_keys.KEY, image_keys.TOKEN, image_keys.TOKEN_PIN)
+    wanted = (*image_keys.KINDS, image_keys.TOKEN_PIN, image_keys.COSIGN_PASSWORD)
     texts = {name: text for name, text in keys.texts(wanted).items() if name in wanted}
-    if image_keys.TOKEN not in texts:
+    if not texts.keys() & {*image_keys.KINDS}:
         texts[image_keys.KEY] = keys.text(image_keys.KEY, MAKE_KEYS)
     return image_keys.signer_of(texts, keys.origin)
 
@@ -226,6 +235,12 @@ def _former_image_keys(keys: _Secrets) -> dict[str, str]:
     """Name in the Secret -> public key, of those that signed images before."""
     names = [name for name in keys.texts(()) if image_keys.is_former(name)]
     return {name: image_public(keys.text(name), f"{keys.origin}: {name}") for name in sorted(names)}
+
+
+def _former_keys(keys: _Secrets) -> dict[str, str]:
+    """Name in the Secret -> public key, of those that the controller signed with before."""
+    names = sorted(name for name in keys.texts(()) if fnmatchcase(name, FORMER_CONTROLLERS))
+    return {name: former_controller(keys.text(name), f"{keys.origin}: {name}") for name in names}
 
 
 def _openpgp_key(keys: _Secrets) -> OpenpgpKey | None:
@@ -252,6 +267,12 @@ def _keyless(keys: _Secrets, owner: tuple[str, str]) -> Chosen | None:
 
     token = _token(keys) if CONFIG in texts else Path()
     return chosen_of(texts, SystemClock(), where=keys.origin, token=token, owner=owner)
+
+
+def _buildkit(keys: _Secrets, address: str) -> Daemon:
+    """How its BuildKit is reached; the object may say where, and the repository's own word goes before."""
+    texts = {name: text for name, text in keys.texts(tuple(FLAGS)).items() if name in FLAGS}
+    return daemon_of(texts, keys.origin, os.environ, address=address)
 
 
 def _token(keys: _Secrets) -> Path:

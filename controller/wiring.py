@@ -18,7 +18,7 @@ from controller.adapters.clock import SystemClock
 from controller.adapters.cluster import Cluster
 from controller.adapters.documents import YamlDocuments
 from controller.adapters.engine_cluster import ClusterEngine, KeptJobs, KeptServers
-from controller.adapters.engine_local import LocalEngine
+from controller.adapters.engine_local import LocalEngine, Unpacked
 from controller.adapters.git import GitRepository, OtherRepositories, access_from_folder, mirror_name
 from controller.adapters.images import SignedImages
 from controller.adapters.ledger import GitLedger
@@ -36,11 +36,13 @@ from controller.adapters.sampler_apart import SamplerApart
 from controller.adapters.sigstore.turn import Turn
 from controller.adapters.spool import Spool
 from controller.caretaking import Caretaker, Store
+from controller.daemon_keys import daemon_in
 from controller.forges import ProjectForges
 from controller.inbox import Desk
 from controller.inbox.sigstores import TOP, Sigstore
 from controller.keyring import (
     controller_key,
+    former_controllers,
     identity_of,
     image_key,
     keep_public,
@@ -119,7 +121,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         closing.callback(sources.close)
         forges = ProjectForges(settings.repository)
         closing.callback(forges.close)
-        ledger = GitLedger(repository, state / "ledger", key, clock)
+        ledger = GitLedger(repository, state / "ledger", key, clock, former=former_controllers(state))
         closing.callback(ledger.close)
         turn = Turn(wake)
         embedded = chosen.embedded(ledger, clock) if chosen else None
@@ -170,6 +172,7 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
                 sigstore_root=trust.sigstore_root,
                 sources=sources,
                 identity=identity,
+                buildkit=daemon_in(state / "keys", os.environ),
             ),
             sampler=BohbSampler(),
             metrics=metrics,
@@ -189,7 +192,8 @@ def wire(settings: Settings, *, wake: Callable[[], None] = lambda: None) -> Iter
         )
         following = Following(branch=settings.branch, pin=pin, around=around)
         public = address.split("/programs/")[0]
-        caretaker = Caretaker(Store(layout=layout, trust=images_of, state=state))
+        unpacked = Unpacked(state / "engine", layout)
+        caretaker = Caretaker(Store(layout=layout, trust=images_of, state=state, unpacked=unpacked.sweep))
         turn.work()
         yield Wired(
             following=following,
@@ -258,7 +262,7 @@ def wire_in_cluster(
     """
     state, clock, spec = shared.state_of(project), SystemClock(), project.document.spec
     key, signer, chosen = project.key, project.image_key, project.keyless
-    keep_public(state, key, signer, project.former_image_keys)
+    keep_public(state, key, signer, project.former_image_keys, project.former_keys)
     # Secrets of the inbox follow from the key, so jobs that run find it again after the controller lost its disk.
     programs = hashlib.sha256(key.sign(f"inbox programs of {project.namespace}/{project.name}".encode()).encode()).hexdigest()[
         :32
@@ -289,7 +293,8 @@ def wire_in_cluster(
         forge = spec.write_back.forge
         forges = ProjectForges(project.url, environ={}, pinned=forge, pinned_token=project.forge_token)
         closing.callback(forges.close)
-        ledger = GitLedger(repository, state / "ledger", key, clock, rest_seconds=CLUSTER_PUSH_SECONDS)
+        rest, former = CLUSTER_PUSH_SECONDS, tuple(project.former_keys.values())
+        ledger = GitLedger(repository, state / "ledger", key, clock, rest_seconds=rest, former=former)
         closing.callback(ledger.close)
         registry = Registry(project.access)
         closing.callback(registry.close)
@@ -358,6 +363,7 @@ def wire_in_cluster(
             sigstore_root=spec.trust.sigstore_root,
             sources=sources,
             identity=identity,
+            buildkit=project.buildkit,
         )
         ports = Ports(
             repository=repository,

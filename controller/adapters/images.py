@@ -15,7 +15,8 @@ from controller.adapters.attest.provenance import finished, materials_of
 from controller.adapters.attest.sbom import sbom_of
 from controller.adapters.attest.signing import StatementSigner, name_of, say_again, sign_image, verify_and_renew
 from controller.adapters.attest.statements import PROVENANCE
-from controller.adapters.attest.verifying import ImageTrust
+from controller.adapters.attest.verifying import ImageTrust, examine
+from controller.adapters.build.buildkit import Daemon
 from controller.adapters.build.driver import Built, Driver
 from controller.adapters.build.drivers import Secrets, drivers, no_secrets
 from controller.adapters.git import OtherRepositories
@@ -53,6 +54,7 @@ class SignedImages:
         reads_disk: Whether base images may lie in OCI layouts on this machine.
         sources: Opens other repositories; None: only the watched one is built from.
         identity: Signs images as well, as an identity; None: the key alone does.
+        buildkit: How a BuildKit is reached; None: as on a machine that was told nothing.
     """
 
     def __init__(
@@ -70,12 +72,22 @@ class SignedImages:
         reads_disk: bool = False,
         sources: OtherRepositories | None = None,
         identity: StatementSigner | None = None,
+        buildkit: Daemon | None = None,
     ) -> None:
         self._layout, self._folder = layout, folder
         self._key, self._trust, self._clock, self._wake = key, trust, clock, wake
         self._as_well = identity
         reader = SourceReader(repository, sources, folder / "lfs")
-        self._drivers = drivers(reader, layout, folder, access_for, secrets, sigstore_root=sigstore_root, reads_disk=reads_disk)
+        self._drivers = drivers(
+            reader,
+            layout,
+            folder,
+            access_for,
+            secrets,
+            sigstore_root=sigstore_root,
+            reads_disk=reads_disk,
+            buildkit=buildkit,
+        )
         self._states: dict[str, ImageState] = {}
         self._failures: dict[str, tuple[int, float]] = {}
         self._verified: dict[str, Stamp] = {}
@@ -142,6 +154,22 @@ class SignedImages:
         self._renewals.pop(digest, None)
         if postponed:
             self._renewals[digest] = (tries + 1, now + pause_seconds(tries + 1))
+
+    def lock(self, digest: Digest) -> str:
+        """The text of the lock that was resolved for an image, out of its signed provenance."""
+        # Nothing of the image is loaded, so its layers are not read. Several may have built the same, some of them by a lock that
+        # lay in the commit: their provenance has none.
+        found = examine(self._layout, digest, self._trust)
+        for kind, _, predicate in found.claims:
+            try:
+                if kind == PROVENANCE:
+                    return str(predicate["buildDefinition"]["internalParameters"]["lock"]["text"])
+            except (KeyError, TypeError):
+                continue
+        why = f": {found.why_not}" if PROVENANCE not in found.predicates else ""
+        raise TrustError(
+            f"image {digest}: expected provenance with the lock that it was built by, got none{why}", reason="LockMissing"
+        )
 
     def _work(self, identity: str, spec: ImageSpec) -> None:
         with self._building:

@@ -61,7 +61,7 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   Registry: repository = where all of the project's images, artifacts and signatures lie | secret_name = of type
   `kubernetes.io/dockerconfigjson`, to push with; its key `ca.crt` may hold the registry's own authority |
   pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
-  without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem`, and perhaps `controller.asc`, an
+  without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem` (or `cosign.key` with `cosign.password`, or `image.pkcs11`), and perhaps `controller.asc`, an
   OpenPGP one for commits, and `sigstore.seed` or `sigstore.json`, as `docs/how-to/verify-images.md` says || Trust: signers =
   who may change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
   unsafe_unsigned_commits = act on unsigned commits | sigstore_root = trusted root of a Sigstore instance as JSON; none: the
@@ -79,13 +79,16 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   are refused before they are read || Author: email = address in commits || Builder: base =
   base image by digest, also `oci:/folder@sha256:…` on one machine, or `host` |
   base_signers = one of these must have signed it; none: its digest is enough | index = where wheels come from | require_hashes
-  = refuse unlocked requirements | allow_source_distributions = run their setup code | precompile = add a layer of compiled
+  = refuse unlocked requirements | propose_locks = ask on the forge to keep what was chosen for them |
+  allow_source_distributions = run their setup code | precompile = add a layer of compiled
   modules; none: to images that serve | platforms = `linux/amd64`, `linux/arm64`; none: the controller's own | stamp = write
   the commit and its time into the image | reproducibility = build again elsewhere and compare: never, now and then, or always,
-  and then nothing that differs is promoted | buildkit = address of a BuildKit that builds Dockerfiles | limits = of one build
-  by Dockerfile || ImageSigner: key = public key, PEM | identity = signer as the issuer knows them | issuer = who vouches ||
-  BuildLimits: memory = most of it | disk = most of it | time = longest || Limits: runs_per_day = most runs in a day |
-  retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day |
+  and then nothing that differs is promoted | buildkit = where a BuildKit listens that builds Dockerfiles | limits = of one build
+  by Dockerfile | store = how much is kept that nothing uses || ImageSigner: key = public key, PEM | identity = signer as the
+  issuer knows them | issuer = who vouches || BuildLimits: memory = most of it | disk = most of it | time = longest ||
+  StoreLimits: keep_results = versions and results younger than this stay, used or not | keep_unused = what was used this lately
+  stays, an hour at least | cache = most of the folder in front of a cluster's registry || Limits: runs_per_day = most runs in a
+  day | retrains_per_day = most trainings in a day | accelerator_hours_per_day = most hours of accelerators in a day |
   max_concurrent_jobs = most jobs at a time || Policy: on =
   what it judges; kubectl wants it quoted, `"on"` | require = condition in CEL | message = what a refusal says
 AxonMetadata: namespace = kept for earlier manifests || AxonSpec: service_account_name = account of its pods | parameters = for

@@ -6,12 +6,11 @@ Never installs anything.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
-from tests.cluster import base_image, binaries
+from tests.cluster import base_image, binaries, golang
 
 PACKAGES = {
     "etcd": "etcd-server",
@@ -63,15 +62,8 @@ def _missing_programs() -> list[str]:
 def _missing_go() -> list[str]:
     if binaries.given() or binaries.are_built():
         return []
-    wanted = ".".join(map(str, binaries.OLDEST_GO))
-    words = f"Go {wanted} or newer (it builds Kubernetes, once), or MYELIN_CLUSTER_BIN, a folder with {', '.join(binaries.NAMES)}"
-    if not shutil.which("go"):
-        return [words]
-    said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
-    number = re.match(r"go(\d+)\.(\d+)", said)
-    if number is None or (int(number[1]), int(number[2])) < binaries.OLDEST_GO:
-        return [f"{words}; got {said.strip() or 'no answer'}"]
-    return []
+    why = golang.missing(binaries.OLDEST_GO, "Kubernetes", f"MYELIN_CLUSTER_BIN, a folder with {', '.join(binaries.NAMES)}")
+    return [why] if why else []
 
 
 def _missing_rights() -> list[str]:

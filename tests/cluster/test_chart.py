@@ -110,6 +110,12 @@ REFUSED = {
     "a tag in the image's repository": ('image.repository="registry.test:5000/myelin:1"', "/image/repository"),
     "an image without a host": ('image.repository="myelin/controller"', "/image/repository"),
     "a digest that is none": ('image.digest="latest"', "/image/digest"),
+    "a BuildKit image by tag": ('buildkit.image.repository="registry.test:5000/buildkit:1"', "/buildkit/image/repository"),
+    "a BuildKit image without a digest": (
+        'buildkit.image.repository="registry.test:5000/buildkit"',
+        "buildkit.image: expected repository and digest",
+    ),
+    "a BuildKit that is a program here": ('project.builder.buildkit="docker-container://x"', "/project/builder/buildkit"),
     "no repository": ('image.repository=""', "image.repository: expected where the controller's image lies"),
     "no digest": ('image.digest=""', "image.digest: expected sha256:<64 hex>"),
     "an unknown key": ("replica=2", "additional properties 'replica' not allowed"),
@@ -204,9 +210,12 @@ def test_nothing_in_the_chart_names_a_registry() -> None:
 
 
 @pytest.mark.parametrize("values", EVERY_VALUES)
-def test_every_image_is_the_one_digest(helm: Helm, values: str) -> None:
-    text = json.dumps([item["spec"] for key, item in rendered(helm, values=values).items() if key[0] in ("Deployment", "Pod")])
-    assert set(re.findall(r'"image": "([^"]*)"', text)) == {f"registry.test:5000/myelin/controller@sha256:{HEX}"}
+def test_every_image_is_the_one_digest_but_that_of_a_client(helm: Helm, values: str) -> None:
+    documents = [item["spec"] for key, item in rendered(helm, values=values).items() if key[0] in ("Deployment", "Pod")]
+    pods = [spec["template"]["spec"] if "template" in spec else spec for spec in documents]
+    found = {kind: {item["image"] for pod in pods for item in pod.get(kind, ())} for kind in ("containers", "initContainers")}
+    controller, client = (f"registry.test:5000/{path}@sha256:{HEX}" for path in ("myelin/controller", "tools/buildkit"))
+    assert found == {"containers": {controller}, "initContainers": {client} if values == "wide" else set()}
 
 
 @pytest.mark.parametrize("values", EVERY_VALUES)
@@ -242,6 +251,21 @@ def test_the_controller_runs_as_the_strictest_pod(helm: Helm) -> None:
     assert spec["terminationGracePeriodSeconds"] == 30
     assert only(documents, "ServiceAccount")["automountServiceAccountToken"] is False
     assert only(documents, "Service")["spec"]["selector"]["myelin.io/leader"] == "true"
+
+
+def test_a_buildkit_client_is_copied_by_a_strict_container_and_found_by_its_path(helm: Helm) -> None:
+    spec = pod_of(rendered(helm))["spec"]
+    assert "initContainers" not in spec
+    spec = pod_of(rendered(helm, values="wide"))["spec"]
+    (first,), (container,) = spec["initContainers"], spec["containers"]
+    assert first["command"] == ["cp", "/usr/bin/buildctl", "/buildkit/"]
+    assert first["securityContext"] == container["securityContext"]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    assert env["MYELIN_BUILDCTL"] == "/buildkit/buildctl"
+    mounts = {item["name"]: item for item in container["volumeMounts"]}
+    assert mounts["buildkit"] == {"name": "buildkit", "mountPath": "/buildkit", "readOnly": True}
+    assert [item["name"] for item in spec["volumes"]].count("buildkit") == 1
+    assert only(rendered(helm, values="wide"), "Project")["spec"]["builder"]["buildkit"] == "tcp://buildkitd.builds:1234"
 
 
 def test_the_state_is_a_claim_or_not(helm: Helm) -> None:
@@ -310,6 +334,7 @@ WITH_RESTART = {
     "a variable": ['extraEnv=[{"name": "A", "value": "b"}]'],
     "more memory": ['resources={"limits": {"memory": "3Gi"}}'],
     "another inbox": ['inboxUrl="http://10.92.0.7:8090"'],
+    "a client of BuildKit": [f'buildkit.image={{"repository": "registry.test:5000/tools/buildkit", "digest": "sha256:{HEX}"}}'],
 }
 
 

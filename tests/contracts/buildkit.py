@@ -5,16 +5,18 @@ Never downloads a ready-made binary: Go fetches sources through its module proxy
 
 from __future__ import annotations
 
+import inspect
 import os
-import re
 import shutil
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster import cache
+from tests.cluster import cache, golang
+from tests.contracts.certificates import Authority
 
 MODULE, VERSION = "github.com/moby/buildkit", "v0.26.3"
 PROGRAMS = ("buildctl", "buildkitd")
@@ -36,16 +38,8 @@ def missing() -> str:
         return "BuildKit: expected runc, with which its daemon runs steps"
     if given() is not None or (cache.root() / "buildkit" / _digest()).is_dir():
         return ""
-    words = (
-        f"Go {'.'.join(map(str, OLDEST_GO))} or newer (it builds BuildKit, once), or MYELIN_BUILDKIT, a folder with its programs"
-    )
-    if not shutil.which("go"):
-        return f"BuildKit: expected {words}"
-    said = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
-    number = re.match(r"go(\d+)\.(\d+)", said)
-    if number is None or (int(number[1]), int(number[2])) < OLDEST_GO:
-        return f"BuildKit: expected {words}; got {said.strip() or 'no answer'}"
-    return ""
+    why = golang.missing(OLDEST_GO, "BuildKit", "MYELIN_BUILDKIT, a folder with its programs")
+    return f"BuildKit: expected {why}" if why else ""
 
 
 def programs() -> Path:
@@ -54,21 +48,37 @@ def programs() -> Path:
 
 
 @contextmanager
-def daemon(folder: Path) -> Iterator[str]:
+def daemon(folder: Path, *, authority: Authority | None = None) -> Iterator[str]:
     """A running daemon; its address.
 
     Args:
         folder: Where it keeps everything.
+        authority: It listens on a port of this machine, proves who it is, and answers whoever has a certificate of this
+            authority; None: it listens on a socket of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    address = f"unix://{folder / 'socket'}"
+    address, known = f"unix://{folder / 'socket'}", list[str]()
+    if authority is not None:
+        address = f"tcp://127.0.0.1:{_free_port()}"
+        for name in ("server", "client"):
+            for ending, pem in zip(("pem", "key"), authority.signed(name), strict=True):
+                (folder / f"{name}.{ending}").write_text(pem)
+        known = ["--tlscacert", str(authority.file)]
     command = [str(programs() / "buildkitd"), "--root", str(folder / "state"), "--addr", address, "--containerd-worker=false"]
-    command += ["--oci-worker-snapshotter=native", "--oci-worker-net=host"]
+    command += ["--oci-worker-snapshotter=native", "--oci-worker-net=host", *known, *_certified(folder, "server", known)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_SECONDS
-        client = [str(programs() / "buildctl"), "--addr", address, "debug", "workers"]
+        client = [
+            str(programs() / "buildctl"),
+            "--addr",
+            address,
+            *known,
+            *_certified(folder, "client", known),
+            "debug",
+            "workers",
+        ]
         while subprocess.run(client, capture_output=True, check=False).returncode:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"BuildKit did not start: {(folder / 'log').read_text()[-2000:]}")
@@ -79,8 +89,19 @@ def daemon(folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
+def _certified(folder: Path, name: str, known: Sequence[str]) -> list[str]:
+    return ["--tlscert", str(folder / f"{name}.pem"), "--tlskey", str(folder / f"{name}.key")] if known else []
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def _digest() -> str:
-    return cache.digest_of(Path(__file__).read_bytes())
+    """Of what they are made of and how, whatever else this file says."""
+    return cache.digest_of(inspect.getsource(_build).encode(), f"{MODULE} {VERSION} {PROGRAMS}".encode())
 
 
 def _build(place: Path) -> None:

@@ -30,11 +30,11 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_text(self.pem)
 
-    def signed(self, name: str) -> tuple[str, str]:
-        """Certificate and key, as PEM, for this machine's 127.0.0.1 or a person."""
+    def signed(self, name: str, *hosts: str) -> tuple[str, str]:
+        """Certificate and key, as PEM, for this machine's 127.0.0.1 or a person, and for hosts by name."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+        address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, hosts)])
         made = self._builder(subject, key).add_extension(address, critical=False).sign(self._key, hashes.SHA256())
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

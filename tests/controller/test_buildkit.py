@@ -12,24 +12,25 @@ from typing import Any
 import pytest
 
 from controller.adapters.build.buildah import BuiltByFile, DockerfileJob
-from controller.adapters.build.buildkit import BuildKitDriver
+from controller.adapters.build.buildkit import CA, CERTIFICATE, KEY, BuildKitDriver, Daemon
 from controller.adapters.build.leaks import MountedSecret
 from controller.adapters.build.pins import Pins
 from controller.adapters.oci.layers import Stored
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.registry import Access, Registry
-from policies.errors import ControllerError, SilentError
+from policies.errors import ControllerError, DesiredStateError, RefusedError, SilentError
 from policies.terms.build import BuildRules
 from policies.terms.secret import Secret
 from tests.contracts import buildkit
+from tests.contracts.certificates import Authority
 from tests.contracts.registry_server import registry_server, why_no_registry
 from tests.controller import host_base
 from tests.controller.tiny_base import push
 
 WHY = buildkit.missing() or why_no_registry()
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "all is there")
-KEY = "correct-horse-battery-staple-4711"
-SECRET = MountedSecret(name="index", path="/var/secrets/index", files={"token": Secret(KEY)})
+PASSWORD = "correct-horse-battery-staple-4711"
+SECRET = MountedSecret(name="index", path="/var/secrets/index", files={"token": Secret(PASSWORD)})
 GOOD = 'FROM BASE\nCOPY a /a\nRUN echo $SOURCE_DATE_EPOCH > /made && cat /a\nENTRYPOINT ["cat", "/made"]\n'
 
 
@@ -41,11 +42,12 @@ class Place:
     def __init__(self, address: str, base: str, folder: Path) -> None:
         self.address, self.base, self.folder = address, base, folder
         self.layout, self.said = Layout(folder / "store"), list[str]()
+        self.daemon = Daemon()
 
     def build(self, text: str, *, folder: str = "builds", **more: Any) -> BuiltByFile:
         files = {"Dockerfile": Stored(data=text.replace("BASE", f"{self.base}:1").encode()), "a": Stored(data=b"a\n")}
         job = DockerfileJob(subject="team/app", files=files, committed_at=1_700_000_000, **more)
-        driver = BuildKitDriver(self.folder / folder, Pins(self.layout, access), self.address)
+        driver = BuildKitDriver(self.folder / folder, Pins(self.layout, access), self.address, daemon=self.daemon)
         return driver.build(job, self.layout, self.said.append)
 
     def refused(self, text: str, **more: Any) -> ControllerError:
@@ -98,8 +100,8 @@ def test_a_secret_is_read_and_never_kept(place: Place) -> None:
     assert place.content(built, "ok") == b"yes\n"
     error = place.refused("FROM BASE\nRUN cp /var/secrets/index/token /leak\n", secrets=(SECRET,))
     assert "expected nothing of the secret index/token" in error.message
-    assert KEY not in error.message + "".join(place.said)
-    found = [path for path in place.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert PASSWORD not in error.message + "".join(place.said)
+    found = [path for path in place.folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
     assert found == []
 
 
@@ -118,6 +120,33 @@ def test_a_step_that_fails_and_one_that_takes_too_long_have_an_outcome(place: Pl
 def test_here_documents_are_read(place: Place) -> None:
     built = place.build("FROM BASE\nRUN <<EOF\necho here > /doc\nEOF\n")
     assert place.content(built, "doc") == b"here\n"
+
+
+def test_a_step_that_is_refused_a_connection_is_no_daemon_that_is_away(place: Place) -> None:
+    error = place.refused("FROM BASE\nRUN echo dial tcp: connection refused, Unavailable; exit 7\n")
+    assert (type(error), error.reason) == (DesiredStateError, "BuildFailed")
+
+
+def test_a_daemon_is_reached_by_who_shows_what_it_trusts_and_no_key_lies_in_a_folder(
+    place: Place, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    theirs, other = Authority(tmp_path / "theirs"), Authority(tmp_path / "other", "other")
+    certificate, key = theirs.signed("controller")
+    strange, strange_key = other.signed("controller")
+
+    def shown(ca: str, *pair: str) -> Daemon:
+        return Daemon(shown={name: Secret(pem) for name, pem in zip((CA, CERTIFICATE, KEY), (ca, *pair), strict=False)})
+
+    with buildkit.daemon(tmp_path_factory.mktemp("guarded"), authority=theirs) as place.address:
+        place.daemon = shown(theirs.pem, certificate, key)
+        assert place.content(place.build(GOOD), "made") == b"1700000000\n"
+        for who in (shown(theirs.pem), shown(other.pem, certificate, key), shown(theirs.pem, strange, strange_key), Daemon()):
+            place.daemon = who
+            error = place.refused(GOOD)
+            # A daemon may hang up on a stranger without a word, which may also be its end.
+            assert (type(error), error.reason) in ((RefusedError, "BuildKitRefused"), (SilentError, "BuildKitAway"))
+            assert key.splitlines()[1] not in error.message
+    assert not [path for path in (place.folder / "builds").rglob("*") if path.is_file()]
 
 
 def test_a_daemon_that_is_away_is_tried_again(place: Place) -> None:

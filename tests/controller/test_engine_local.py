@@ -71,10 +71,11 @@ def image(layout: Layout, program: str, *, python: str = HOST_PYTHON) -> Digest:
     files = {"app/job.py": PROGRAM, "app/server.py": SERVER, f"{SITE}/locked.py": b"", "opt/venv/bin/tool": b"#!/bin/sh\n"}
     files["opt/venv/pyvenv.cfg"] = b"home = /somewhere/else\n"
     layer = lay(layout, {path: Stored(data=data) for path, data in files.items()})
+    env = [f"MYELIN_PYTHON={python}", "PATH=/opt/venv/bin:/usr/bin:/bin"]
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": ["/opt/venv/bin/python", f"/app/{program}"], "Env": [f"MYELIN_PYTHON={python}", "PATH=/opt/venv/bin:/usr/bin:/bin"]},
+        "config": {"Entrypoint": ["/opt/venv/bin/python", f"/app/{program}"], "Env": env},
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
     }
     manifest = {

@@ -18,6 +18,7 @@ from controller.adapters.attest.verifying import verify_image
 from controller.adapters.keys import ImageKey
 from controller.adapters.oci.access import Access, access_from_docker_config
 from controller.adapters.oci.assembly import PYTHON, SITE, Base
+from controller.adapters.oci.bytecode import OWN_VERSION, cached_at
 from controller.adapters.oci.layout import Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Registry
@@ -98,6 +99,37 @@ def test_equal_inputs_are_an_equal_image(tmp_path: Path, memories: Path) -> None
     assert own_image.build(other, memories, BASE, requirements=lock, key=key) == digest
     assert own_image.build(one, memories, replace(BASE, digest=digest_of(b"2")), requirements=lock) != digest
     verify_image(other, digest, trust_in(key))
+
+
+def test_where_the_bases_python_is_here_its_modules_are_compiled_and_count(tmp_path: Path, memories: Path) -> None:
+    lock, base = short_lock(tmp_path), replace(BASE, exact=OWN_VERSION)
+    one, other = Layout(tmp_path / "one"), Layout(tmp_path / "other")
+    said: list[str] = []
+    digest = own_image.build(one, memories, base, requirements=lock, progress=said.append)
+    assert own_image.build(other, tmp_path / "afresh", base, requirements=lock) == digest
+    assert f"compiling modules for Python {OWN_VERSION}" in said
+    files = seen(one, digest)
+    for module in (
+        "controller/operate.py",
+        "policies/errors.py",
+        "myelin/job/__main__.py",
+        "rfc8785/_impl.py",
+        "hpbandster/__init__.py",
+    ):
+        # Unchecked (PEP 552): files of an image have one time, which would say nothing of what they were compiled from.
+        assert files[cached_at(f"{SITE}/{module}", OWN_VERSION)][0][4:8] == b"\1\0\0\0", module
+    env = json.loads(one.get(one.manifest(digest)["config"]["digest"]))["config"]["Env"]
+    assert "PYTHONDONTWRITEBYTECODE=1" in env
+    assert not [item for item in env if item.startswith("PYTHONPYCACHEPREFIX=")]
+
+
+def test_where_it_is_not_a_pod_compiles_for_itself(tmp_path: Path, memories: Path) -> None:
+    said: list[str] = []
+    layout, base = Layout(tmp_path / "store"), replace(BASE, exact=f"{PYTHON}.99")
+    digest = own_image.build(layout, memories, base, requirements=short_lock(tmp_path), progress=said.append)
+    assert f"no Python {PYTHON}.99 here: modules are not compiled, so its pod starts slowly" in said
+    env = json.loads(layout.get(layout.manifest(digest)["config"]["digest"]))["config"]["Env"]
+    assert "PYTHONPYCACHEPREFIX=/tmp/pycache" in env
 
 
 def test_what_was_packed_runs(tmp_path: Path, memories: Path) -> None:

@@ -98,6 +98,20 @@ def test_a_good_project_is_opened_with_all_that_it_needs(keys: dict[str, bytes])
     assert (project.trust.since, project.trust.unsafe_unsigned_commits) == ("a" * 40, False)
 
 
+def test_former_keys_of_the_controller_are_known_from_a_secret(keys: dict[str, bytes], tmp_path: Path) -> None:
+    former, secrets = SshKey.generate(tmp_path / "former").public(), good_secrets(keys)
+    secrets["myelin-keys"] |= {"controller-2025.pub": f"{former} somebody\n".encode()}
+    project = opened(cluster_with(secrets), good_spec())
+    assert project.former_keys == {"controller-2025.pub": former}
+    keyring.keep_public(tmp_path, project.key, project.image_key, former=project.former_keys)
+    assert keyring.former_controllers(tmp_path) == (former,)
+    keyring.keep_public(tmp_path, project.key, project.image_key)
+    assert keyring.former_controllers(tmp_path) == ()
+    secrets["myelin-keys"] |= {"controller-2025.pub": b"no key"}
+    with pytest.raises(TrustError, match=r"controller-2025\.pub: expected the public key of a former controller"):
+        opened(cluster_with(secrets), good_spec())
+
+
 def test_former_image_keys_of_a_secret_are_trusted_too(keys: dict[str, bytes], tmp_path: Path) -> None:
     former, secrets = ImageKey.generate(tmp_path / "former.pem"), good_secrets(keys)
     secrets["myelin-keys"] |= {"image-1.pub.pem": former.public_pem.encode()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.adapters.build import setup_code
 from controller.adapters.build.enclosure import OTHER, USUAL, Surroundings, nobody, what_nobody_misses
 from controller.adapters.build.fetching import fetch_wheels
 from controller.adapters.build.repacking import repack
@@ -554,6 +556,31 @@ def test_what_is_not_unpacked(index: WheelIndex, tmp_path: Path, case: str) -> N
         got(tmp_path, index, put(index, data))
     assert error.value.reason == "UnsafeSource"
     assert words in error.value.message
+
+
+@pytest.mark.parametrize("has_filter", [True, False], ids=["this Python", "a Python before 3.11.4"])
+def test_whatever_python_unpacks_takes_and_refuses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_filter: bool
+) -> None:
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    script = member("a-1.0/src/configure")
+    script.mode = 0o6777
+    good = [
+        (member("a-1.0/setup.py"), b"x"),
+        (script, b"#!/bin/sh"),
+        (member("a-1.0/src/up", tarfile.SYMTYPE, "../setup.py"), b""),
+    ]
+    (tmp_path / "good.tar.gz").write_bytes(hand_made(*good))
+    assert setup_code.unpack(tmp_path / "good.tar.gz", tmp_path / "good") == {"project": "", "hasSetup": True}
+    assert (tmp_path / "good/src/up").read_bytes() == b"x"
+    assert (tmp_path / "good/src/configure").stat().st_mode & 0o7111 == 0o111
+    for number, (data, words) in enumerate(UNSAFE.values()):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "bad.tar.gz").write_bytes(data)
+        with pytest.raises(setup_code.Refused, match=re.escape(words)):
+            setup_code.unpack(place / "bad.tar.gz", place / "src")
 
 
 def test_a_zip_is_unpacked_too(index: WheelIndex, tmp_path: Path) -> None:

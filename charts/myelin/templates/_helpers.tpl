@@ -42,6 +42,16 @@ myelin-{{ .Release.Namespace }}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
 {{- end }}
 
+{{/* The image that BuildKit's client is copied out of, by digest; empty for none. */}}
+{{- define "myelin.buildkitImage" -}}
+{{- with .Values.buildkit.image }}
+{{- if ne (not .repository) (not .digest) }}
+{{- fail "buildkit.image: expected repository and digest (sha256:<64 hex>), or neither, got one of them" }}
+{{- end }}
+{{- if .repository }}{{ printf "%s@%s" .repository .digest }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Pod Security `restricted` admits a pod and a container with these. */}}
 {{- define "myelin.podSecurity" -}}
 runAsNonRoot: true

@@ -67,10 +67,30 @@ def _untar(archive: Path, loose: Path) -> None:
         for member in tar:
             total, count = total + max(member.size, 0), count + 1
             _check_size(size, total, count)
+            _check_place(member)
             try:
-                tar.extract(member, loose, filter="data")
-            except tarfile.FilterError as error:
+                if hasattr(tarfile, "data_filter"):
+                    tar.extract(member, loose, filter="data")
+                else:  # Pythons before 3.11.4, Debian's among them
+                    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+                    member.uid = member.gid = os.getuid()
+                    tar.extract(member, loose)
+            except getattr(tarfile, "FilterError", ()) as error:
                 raise Refused(f"expected names inside of its folder, got {member.name[:100]!r}") from error
+
+
+def _check_place(member: tarfile.TarInfo) -> None:
+    """See that what an archive has is a file, a folder or a link, and stays in its folder; the filter knows a few tricks more."""
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        raise Refused(f"expected names inside of its folder, got {member.name[:100]!r}")
+    names = [member.name]
+    if member.issym():
+        names.append(os.path.join(os.path.dirname(member.name), member.linkname))
+    elif member.islnk():
+        names.append(member.linkname)
+    for name in names:
+        if os.path.isabs(name) or os.path.normpath(name).split("/")[0] == "..":
+            raise Refused(f"expected names inside of its folder, got {name[:100]!r}")
 
 
 def _unzip(archive: Path, loose: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from controller.adapters.cluster import CONFIG_MAP, DEPLOYMENT, EVENT, JOB, POD, SERVICE, Cluster, Kind
 from controller.adapters.engine_cluster.kept import Ended, KeptJobs, KeptServers
+from controller.adapters.engine_cluster.runner import keep_runner
+from controller.adapters.oci.described import described
 from controller.adapters.oci.layout import Layout
 from controller.adapters.results import job_path
 from policies.errors import OutsideError, RefusedError
@@ -115,6 +117,7 @@ class ClusterEngine:
         self._programs = programs
         self._longest = CALM_SECONDS if is_watched else LOOK_SECONDS
         self._changes: deque[tuple[str, Mapping[str, Any], bool]] = deque()
+        self._runner: Digest | None = None
         self._cluster, self._placement, self._layout, self._compose = cluster, placement, layout, compose
         self._kept_jobs, self._kept_servers, self._clock = jobs, servers, clock
         self._seen: _Look | None = None
@@ -134,9 +137,13 @@ class ClusterEngine:
         """Start a job, unless one of that name runs or ended already."""
         if self._kept_jobs.ended(spec.name) is not None or spec.name in self._look().jobs:
             return
-        image = self._compose(spec.image, jobs.inputs(spec))
+        if not spec.is_laid_by_us and self._runner is None:
+            self._runner = keep_runner(self._layout)
+        image = self._compose(spec.image, jobs.inputs(spec, None if spec.is_laid_by_us else self._runner))
         url = f"{self._placement.inbox}{job_path(self._programs, spec.name)}"
-        manifest = jobs.job(spec, self._placement, image=image, entrypoint=self._entrypoint(spec.image), result_url=url)
+        own = described(self._layout, spec.image)
+        program = own.program(has_args=bool(spec.args))
+        manifest = jobs.job(spec, self._placement, image=image, entrypoint=program, result_url=url, platforms=own.platforms)
         try:
             made = self._cluster.apply(JOB, manifest)
         except RefusedError as error:
@@ -239,8 +246,9 @@ class ClusterEngine:
         """Make a server be there as the spec says; its new pods answer before the old ones go."""
         look, name = self._look(), spec.name
         image = self._compose(spec.image, serving.inputs(spec))
-        entrypoint = () if spec.command else self._entrypoint(spec.image)
-        deployment = serving.deployment(spec, self._placement, image=image, entrypoint=entrypoint)
+        own = described(self._layout, spec.image)
+        program = () if spec.command else own.program()
+        deployment = serving.deployment(spec, self._placement, image=image, entrypoint=program, platforms=own.platforms)
         config = serving.config_map(spec, self._placement)
         wanted = {"deployment": deployment, "service": serving.service(spec, self._placement)}
         wanted |= {"config": config} if config is not None else {}
@@ -421,10 +429,6 @@ class ClusterEngine:
                 parts.append(self._cluster.logs(self._placement.namespace, name, last_lines=LOG_LINES, previous=True))
             parts.append(self._cluster.logs(self._placement.namespace, name, last_lines=LOG_LINES))
         return "".join(parts)
-
-    def _entrypoint(self, image: Digest) -> tuple[str, ...]:
-        manifest = self._layout.manifest(image)
-        return tuple(json.loads(self._layout.get(manifest["config"]["digest"]))["config"]["Entrypoint"])
 
 
 def pod_key(pod: Mapping[str, Any]) -> str:
