@@ -62,8 +62,9 @@ ProjectSpec: branch = the branch that is the truth | paths = folders where axons
   `kubernetes.io/dockerconfigjson`, to push with; its key `ca.crt` may hold the registry's own authority |
   pull_secret_name = the same, to pull with: the pods' | unsafe_plain_http =
   without TLS || Keys: secret_name = holds `controller`, an OpenSSH private key, `image.pem` (or `cosign.key` with
-  `cosign.password`, or `image.pkcs11`), and perhaps `controller.asc`, an OpenPGP one for commits, and `sigstore.seed` or `sigstore.json`, as `docs/how-to/verify-images.md` says || Trust: signers =
-  who may change desired state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
+  `cosign.password`, or `image.pkcs11`), and perhaps `controller.asc`, an OpenPGP one for commits, and
+  `sigstore.seed` or `sigstore.json`, as `docs/how-to/verify-images.md` says || Trust: signers = who may change desired
+  state | ancestors = all commits must be signed, not only the tip | since = commit to begin at |
   unsafe_unsigned_commits = act on unsigned commits | sigstore_root = trusted root of a Sigstore instance as JSON; none: the
   public good one || Signer: ssh = public key, `ssh-ed25519 AAAA…` | openpgp = armored OpenPGP certificate | identity = signer
   as the issuer knows them | issuer = who vouches | paths = what this signer may change; none: all | valid_from = first
