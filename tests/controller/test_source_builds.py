@@ -389,7 +389,7 @@ def test_setup_code_sees_its_folder_and_nothing_else(index: WheelIndex, tmp_path
             "powers": [line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")],
             "host": socket.gethostname(),
             "home": os.listdir("/home") if os.path.exists("/home") else [],
-            "root user": os.path.exists("/root/.ssh"),
+            "root user": os.path.exists(os.path.join("/root", ".ssh")),
         }}
         files["seen.json"] = json.dumps(seen)
     """

@@ -376,7 +376,8 @@ class Served:
 
     def pulls(self, state: str = "open") -> Any:
         """All of a state, newest first."""
-        return self.gitea.ask("GET", f"{self.path}/pulls?state={state}&limit=50")
+        # It was seen to answer 404 for a moment, while a request was being made.
+        return self.gitea.ask("GET", f"{self.path}/pulls?state={state}&limit=50", fine=(404,)) or []
 
     def make_pull(self, head: str, base: str = "main", *, title: str = "please", by: str = "contributor") -> int:
         """Somebody's own pull request; `head` may be `user:branch` of a fork."""
