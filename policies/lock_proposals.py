@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from policies.locks import OWN_LOCK, lock_branch, lock_evidence, lock_path, lock_title
+from policies.lock_files import lock_branch, lock_evidence, lock_path, lock_title
+from policies.locks import OWN_LOCK
 from policies.terms.build import ResolvedLock
 from policies.terms.desired import DesiredAxon, DesiredState
 from policies.terms.observed import Observed, Recorded

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from policies.errors import ConflictError, TrustError
-from policies.locks import PRECEDENCE, REQUIREMENTS, Lock, ProposedLock, beside, lock_fate, proposed_lock
+from policies.lock_files import ProposedLock, beside, lock_fate, proposed_lock
+from policies.locks import PRECEDENCE, REQUIREMENTS, Lock
 from policies.terms.digest import Digest
 from policies.terms.observed import Recorded
 from policies.terms.outcome import Change, Outcome, Result

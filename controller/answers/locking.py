@@ -11,7 +11,8 @@ from controller.answers.opened import opened, store_of
 from controller.answers.proof import of_kind
 from controller.project import Place
 from policies.errors import RefusedError, SilentError
-from policies.locks import Lock, proposed_lock
+from policies.lock_files import proposed_lock
+from policies.locks import Lock
 
 
 def locks(place: Place, into: Path | None = None) -> dict[str, Any]:

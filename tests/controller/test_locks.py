@@ -14,7 +14,8 @@ from controller.adapters.build.locks import read_lock
 from controller.adapters.build.requirements import taken_out, wanted_of
 from controller.adapters.build.resolving import Learn, Resolver, failure_of
 from policies.errors import ControllerError, DesiredStateError, RefusedError, SilentError
-from policies.locks import Lock, Target, proposed_lock
+from policies.lock_files import proposed_lock
+from policies.locks import Lock, Target
 from policies.terms.build import NO_RULES, BuildRules
 from policies.terms.digest import digest_of
 from tests.controller.wheel_index import WheelIndex, wheel_bytes, wheel_index

@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 from policies import records
 from policies.errors import Fault
 from policies.jobs import Surroundings
+from policies.lock_files import beside, lock_branch, lock_evidence, lock_fate, lock_path, proposed_lock
 from policies.lock_proposals import lock_steps
-from policies.locks import (
-    OWN_LOCK,
-    PRECEDENCE,
-    PYLOCK,
-    REQUIREMENTS,
-    Lock,
-    beside,
-    lock_branch,
-    lock_evidence,
-    lock_fate,
-    lock_path,
-    proposed_lock,
-)
+from policies.locks import OWN_LOCK, PRECEDENCE, PYLOCK, REQUIREMENTS, Lock
 from policies.retention import in_use
 from policies.terms.desired import DesiredState
 from policies.terms.digest import Digest, digest_of
