@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controller.adapters.build.requirements import taken_out
 from controller.adapters.oci.access import Access
 from controller.adapters.oci.assembly import (
     INTERPRETER,
@@ -42,13 +41,11 @@ from controller.adapters.oci.assembly import (
     venv,
 )
 from controller.adapters.oci.bases import Bases
-from controller.adapters.oci.bytecode import OWN_VERSION, compiler_for
 from controller.adapters.oci.layers import Laid, Stored, lay
 from controller.adapters.oci.layout import CONFIG, Layout
 from controller.adapters.oci.mirrored import MirroredLayout
 from controller.adapters.oci.registry import Registry
 from policies.canonical import canonical
-from policies.locks import OURS, lines_of, name_in
 from policies.terms.digest import Digest
 
 if TYPE_CHECKING:
@@ -117,6 +114,9 @@ def measure(folder: Path, line: Line) -> Iterator[bool]:
 
 def _lock() -> str:
     """What the builder would install: the image's own requirements, and those of our runtime that it does not name."""
+    from controller.adapters.build.requirements import taken_out
+    from policies.locks import OURS, lines_of, name_in
+
     own, _ = taken_out((SERVING / "requirements.txt").read_text(), (OURS,))
     runtime = (package_folder("myelin") / "requirements.txt").read_text()
     named = [name_in(line.text) for line in lines_of(own) if line.kind == "requirement"]
@@ -212,6 +212,7 @@ def _large(state: Path) -> None:
 def _started(scene: Scene, line: Line) -> Iterator[bool]:
     """From the start of the example's server, as the engine on one machine starts it, to its first answer."""
     from controller.adapters.engine_local.launch import Launcher, bubblewrap
+    from controller.adapters.oci.bytecode import OWN_VERSION, compiler_for
 
     state = scene.folder / "in-process"
     layout, shelf = Layout(state / "store"), WheelLayers(Layout(state / "store"), state)
@@ -406,6 +407,8 @@ def _build(given: Path) -> None:
         assert all(f"--hash={shelf.digest(path)}" in asked["lock"] for path in wheels), "another wheel than the lock says"
         compiled: list[Laid] = []
         if asked["how"] == "compiled":
+            from controller.adapters.oci.bytecode import compiler_for
+
             compiler = compiler_for(base.exact, state / "bytecode")
             assert compiler is not None, f"no Python {base.exact or 'of the version of the base'} on this machine"
             compiled = shelf.bytecode(wheels, compiler, most=room_for_wheels(base))
