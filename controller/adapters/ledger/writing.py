@@ -204,7 +204,8 @@ class GitLedger:
                 yield line
             if newest is not None and not self._is_ours(newest):
                 text = f"{newest.where}: expected entry {number} by this project's controller, somebody else signed it"
-                text += f"; reset {self._branch} to where it was and let nobody else push to it (`myelin verify` names the entry)"
+                text += f"; reset {self._branch} to where it was and let nobody else push to it, or, where that was a former key"
+                text += " of the controller's, put its public half beside the new one as controller-NAME.pub"
                 raise RefusedError(text, reason="LedgerForeign")
 
         with disk(self._copy.path):
