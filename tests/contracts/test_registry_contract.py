@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -180,6 +181,29 @@ def test_two_writers_one_after_the_other_keep_each_others_work(place: Fake, tmp_
         writer.attach(subject, made[-1])
     for writer in writers:
         assert {item["digest"] for item in writer.referrers(subject)} == {digest_of(data) for data in made}
+
+
+def test_what_is_attached_side_by_side_is_listed_and_waits_for_nobody_who_failed(place: Fake, tmp_path: Path) -> None:
+    registry = place.open(place.access(place.path()))
+    image = manifest(registry, tmp_path, b"image")
+    subject = registry.put_manifest(image, digest_of(image))
+    made = [manifest(registry, tmp_path, b"%d" % number, subject=described(image, MANIFEST)) for number in range(4)]
+    all_there = threading.Barrier(len(made), timeout=20)
+
+    def bring(data: bytes) -> None:
+        all_there.wait()
+        if data == made[0]:
+            raise SilentError("away")
+
+    with ThreadPoolExecutor(len(made)) as threads:
+        asked = [threads.submit(registry.attach, subject, data, partial(bring, data)) for data in made]
+    with pytest.raises(SilentError, match="away"):
+        asked[0].result()
+    for item in asked[1:]:
+        item.result()
+    assert {item["digest"] for item in registry.referrers(subject)} == {digest_of(data) for data in made[1:]}
+    registry.attach(subject, made[0])
+    assert len(registry.referrers(subject)) == len(made)
 
 
 def test_what_a_clean_up_removed_stops_nobody_who_attaches_more(place: Fake, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -148,7 +149,8 @@ class FakeRegistry:
             ]
         return listed(self.manifest(index_tag(digest)))
 
-    def attach(self, subject: str, manifest: bytes) -> None:
+    def attach(self, subject: str, manifest: bytes, first: Callable[[], None] = lambda: None) -> None:
+        first()
         digest = digest_of(manifest)
         self._keep(manifest, digest if self._host.lists_referrers else held_tag(subject, digest))
         there = self.referrers(subject)

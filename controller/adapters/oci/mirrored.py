@@ -236,12 +236,16 @@ class MirroredLayout(Layout):
             if not self._bring(child["digest"], parent=digest) and not self.registry.lists_referrers(digest):
                 # It was there, held by another index or by a name of its own, which may go before this one.
                 self._hold(child["digest"], digest)
-        with ThreadPoolExecutor(PUSH_THREADS) as threads:
-            list(threads.map(self._upload, blobs[1:]))
         data = self.get(digest)
+
+        def upload() -> None:
+            with ThreadPoolExecutor(PUSH_THREADS) as threads:
+                list(threads.map(self._upload, blobs[1:]))
+
         if subject:
-            self.registry.attach(subject, data)
+            self.registry.attach(subject, data, upload)
         else:
+            upload()
             # What only an index lists has to have a name where clean-ups remove what has none.
             place = held_tag(parent, digest) if parent and not self.registry.lists_referrers(parent) else digest
             self.registry.put_manifest(data, place, str(manifest.get("mediaType", MANIFEST)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin
@@ -44,6 +46,8 @@ TAGS_A_PAGE = 1000
 MOST_TAGS = 1_000_000
 MOST_WRITERS = 5
 """How often another writer may come between before we say that nobody keeps what we list."""
+MOMENT_SECONDS = 0.25
+"""How long one who is about to write an index waits for others who are about to have something to list there."""
 RELIED_SECONDS = 3600.0
 """How long we rely on a blob that we saw there. Registries refuse a manifest whose blobs were removed, and then we look again."""
 MOST_RELIED = 10_000
@@ -91,6 +95,9 @@ class Registry:
         self._attaching = threading.Lock()
         self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
         """Digest of what threads are about to list -> the tag of its index, and its entry there."""
+        self._coming: Counter[str] = Counter()
+        """Tag of an index -> how many threads bring a manifest that it is to list."""
+        self._arrived = threading.Condition()
         self._sending = OneEach()
         self._there: dict[str, float] = {}
         self._lists: tuple[bool, float] | None = None
@@ -259,12 +266,17 @@ class Registry:
             url = self._wire.nearby(urljoin(self._wire.url, further[1]))
         return found if self._lists_them() else listed(self.manifest(index_tag(digest)))
 
-    def attach(self, subject: str, manifest: bytes) -> None:
+    def attach(self, subject: str, manifest: bytes, first: Callable[[], None] = lambda: None) -> None:
         """Keep a manifest that has a subject, so that `referrers` lists it on servers with that API and without.
 
         Without it there is an index under the tag `sha256-<hex>`, which is read, changed and written until it has what we
         wrote: another writer may come between. Such a server's clean-up removes what has no tag, though an index lists it, so
         the manifest gets one.
+
+        Args:
+            subject: What it refers to.
+            manifest: Its bytes.
+            first: Brings what it names; who writes the index meanwhile waits a moment for it, so that one index lists it all.
 
         Raises:
             SilentError: Others write all the time.
@@ -272,16 +284,21 @@ class Registry:
         entry, tag = index_entry(manifest), index_tag(subject)
         held = held_tag(subject, entry["digest"])
         place = held if self._lists_them() is False else entry["digest"]
-        answer = self._put_manifest(manifest, place, entry["mediaType"])
-        if answer.headers.get("oci-subject"):
-            self._learn(lists_them=True)
-            return
-        self._learn(lists_them=False)
-        if place != held:
-            self._put_manifest(manifest, held, entry["mediaType"])
-        self._waiting[entry["digest"]] = (tag, entry)
+        with self._on_its_way(tag):
+            first()
+            answer = self._put_manifest(manifest, place, entry["mediaType"])
+            if answer.headers.get("oci-subject"):
+                self._learn(lists_them=True)
+                return
+            self._learn(lists_them=False)
+            if place != held:
+                self._put_manifest(manifest, held, entry["mediaType"])
+            self._waiting[entry["digest"]] = (tag, entry)
         try:
             with self._attaching:
+                with self._arrived:
+                    # One index for all that are about to come costs as much as for one.
+                    self._arrived.wait_for(lambda: not self._coming[tag], MOMENT_SECONDS)
                 for failures in range(1, MOST_WRITERS + 1):
                     there = listed(self.manifest(tag))
                     if any(item["digest"] == entry["digest"] for item in there):
@@ -297,6 +314,18 @@ class Registry:
             self._waiting.pop(entry["digest"], None)
         text = f"registry {self.repository}: index {tag}: expected our entry to stay, others wrote {MOST_WRITERS} times"
         raise SilentError(text, reason="RegistryBusy")
+
+    @contextmanager
+    def _on_its_way(self, tag: str) -> Iterator[None]:
+        """While a manifest is brought that an index is to list."""
+        with self._arrived:
+            self._coming[tag] += 1
+        try:
+            yield
+        finally:
+            with self._arrived:
+                self._coming -= Counter([tag])
+                self._arrived.notify_all()
 
     def lists_referrers(self, subject: str) -> bool:
         """Whether it has the referrers API; where it has not, whoever cleans it up removes what has no tag."""
