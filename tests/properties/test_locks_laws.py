@@ -10,6 +10,7 @@ from pip._internal.req.req_file import ignore_comments, join_lines
 
 from controller.adapters.build.requirements import taken_out, wanted_of
 from controller.adapters.build.standards import platforms_of, rank_of, ranks_of
+from policies.lock_files import proposed_lock
 from policies.locks import (
     OURS,
     OWN_LOCK,
@@ -22,7 +23,6 @@ from policies.locks import (
     merged,
     name_in,
     plain_name,
-    proposed_lock,
 )
 from policies.terms.digest import digest_of
 
