@@ -140,14 +140,15 @@ def sign_image(
     # What was said and lies here may not have reached the registry.
     known = [Digest(item["digest"]) for item in layout.listed() if _is_bundle_of(item, digest)] if said.claims else []
     with ThreadPoolExecutor(len(WORDS) + 1) as threads:
-        # A registry takes its time over each of them: each is on its way while the next one is made.
-        pushed = [threads.submit(layout.push, item) for item in known]
+        # Disk and registry take their time over each of them, and none waits for another.
+        work = [threads.submit(layout.push, item) for item in known]
         if isinstance(signer, ImageSigner):
-            made, tag = _sign_simply(layout, digest, signer)
-            pushed.append(threads.submit(layout.push, made, tags=(tag,)))
-        for (kind, _), bundle in zip(unsaid, bundles, strict=True):
-            pushed.append(threads.submit(layout.push, _attach(layout, digest, kind, bundle, signer)))
-    for item in pushed:
+            work.append(threads.submit(_sign_simply, layout, digest, signer))
+        work += [
+            threads.submit(_attach, layout, digest, kind, bundle, signer)
+            for (kind, _), bundle in zip(unsaid, bundles, strict=True)
+        ]
+    for item in work:
         item.result()
 
 
@@ -237,7 +238,7 @@ def _bundles(signer: ImageSigner | StatementSigner, payloads: Sequence[bytes]) -
     return signer.sign_statements(payloads)
 
 
-def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes, signer: ImageSigner | StatementSigner) -> Digest:
+def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes, signer: ImageSigner | StatementSigner) -> None:
     layer = layout.descriptor(layout.put(bundle), BUNDLE)
     subject_type = str(layout.manifest(digest).get("mediaType", MANIFEST))
     manifest = {
@@ -254,11 +255,11 @@ def _attach(layout: Layout, digest: Digest, kind: str, bundle: bytes, signer: Im
     name = f"{digest.replace(':', '-')}.{WORDS[kind]}.{who}"
     made = layout.put(canonical(manifest))
     layout.tag(name, made, {"subject": digest, "artifactType": BUNDLE})
-    return made
+    layout.push(made)
 
 
-def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[Digest, str]:
-    """Write what cosign 1 and 2, Kyverno, CRI-O and podman look for, beside what others signed.
+def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> None:
+    """Write and push what cosign 1 and 2, Kyverno, CRI-O and podman look for, beside what others signed.
 
     Source:
         The "simple signing" payload of cosign's SIGNATURE_SPEC.
@@ -277,7 +278,8 @@ def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[D
     found, layers = _signed_simply(layout, tag)
     name = layout.put(payload)
     if found is not None and any(_is_ours(item, name, payload, signer) for item in layers):
-        return found, tag
+        layout.push(found, tags=(tag,))
+        return
     signature = base64.b64encode(signer.sign(payload)).decode("ascii")
     layers.append({**layout.descriptor(name, SIMPLE_SIGNING), "annotations": {SIMPLE_SIGNATURE: signature}})
     unborn = "0001-01-01T00:00:00Z"
@@ -297,7 +299,7 @@ def _sign_simply(layout: Layout, digest: Digest, signer: ImageSigner) -> tuple[D
     }
     made = layout.put(canonical(manifest))
     layout.tag(tag, made, {"subject": digest})
-    return made, tag
+    layout.push(made, tags=(tag,))
 
 
 def _is_ours(layer: Mapping[str, Any], name: str, payload: bytes, signer: ImageSigner) -> bool:
