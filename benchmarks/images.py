@@ -230,6 +230,8 @@ def _started(scene: Scene, line: Line) -> Iterator[bool]:
     slow = _median([_first_answer(launcher, without, model) for _ in range(5)])
     quick = _median([_first_answer(launcher, having, model) for _ in range(7)])
     yield line("start to first answer, with bytecode", quick, "s", 1.0, ("without", slow))
+    alone = _median([_loaded(launcher, having, model) for _ in range(7)])
+    line("a bare Python that loads the model, with bytecode", alone, "s", None)
 
 
 def _model(
@@ -274,6 +276,13 @@ def _first_answer(launcher: Launcher, image: Digest, model: Path) -> float:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _loaded(launcher: Launcher, image: Digest, model: Path) -> float:
+    """What no server can do without: Python, the model's own libraries, and the model."""
+    code = f"import gc; gc.disable(); import joblib; joblib.load({str(model / 'model.joblib')!r})"
+    program = launcher.program(image, command=("python", "-c"), args=(code,), env={}, writable=[model])
+    return _seconds(lambda: subprocess.run(program.argv, env=dict(program.env), cwd=program.cwd, check=True))
 
 
 def _signed(scene: Scene, line: Line) -> Iterator[bool]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from controller.inbox.desk import Desk
 
 LARGEST_BODY_BYTES = 1 << 20
+MOST_DISCARDED_BYTES = 4 << 20
+"""What is read of a body that is too large: what lies unread when a connection is closed may cost its sender the answer."""
 TIMEOUT_SECONDS = 10.0
 UPLOAD_SECONDS = 300.0
 """How long a job that brings a large result may say nothing."""
@@ -98,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
         size = self._length()
         if not 0 <= size <= LARGEST_BODY_BYTES:
             self.close_connection = True
+            if not self._is_asked():
+                self._discard(min(size, MOST_DISCARDED_BYTES))
             self._deny(413, f"expected a body of at most {LARGEST_BODY_BYTES} bytes with its Content-Length")
             return
         parts, project = self._parts()
@@ -205,6 +209,18 @@ class Handler(BaseHTTPRequestHandler):
             body += found
         self.connection.settimeout(TIMEOUT_SECONDS)
         return bytes(body)
+
+    def _discard(self, size: int) -> None:
+        """Read some of a body and keep nothing of it, in the time that a body may take."""
+        until = time.monotonic() + self.server.patience_seconds
+        try:
+            while size > 0:
+                self.connection.settimeout(max(until - time.monotonic(), 0.001))
+                found = len(self.rfile.read1(min(size, 1 << 16)))
+                size -= found or size
+        except OSError:
+            pass  # then the answer is all that is left to give
+        self.connection.settimeout(TIMEOUT_SECONDS)
 
     def _is_asked(self) -> bool:
         """Whether the sender waits to hear that its body is welcome."""
