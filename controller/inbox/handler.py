@@ -212,15 +212,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _discard(self, size: int) -> None:
         """Read some of a body and keep nothing of it, in the time that a body may take."""
-        until = time.monotonic() + self.server.patience_seconds
         try:
-            while size > 0:
-                self.connection.settimeout(max(until - time.monotonic(), 0.001))
-                found = len(self.rfile.read1(min(size, 1 << 16)))
-                size -= found or size
+            self._body(size)
         except OSError:
             pass  # then the answer is all that is left to give
-        self.connection.settimeout(TIMEOUT_SECONDS)
 
     def _is_asked(self) -> bool:
         """Whether the sender waits to hear that its body is welcome."""
