@@ -19,6 +19,7 @@ from typing import Any
 
 from controller.adapters.engine_local import supervise
 from controller.adapters.engine_local.launch import Launcher, bubblewrap
+from controller.adapters.engine_local.processes import born
 from controller.adapters.oci.artifacts import ArtifactStore
 from controller.adapters.oci.layout import Layout
 from policies.canonical import canonical, digest_value
@@ -413,16 +414,12 @@ class LocalEngine:
 
 
 def _born(pid: int) -> str:
-    """When a process was born, in the kernel's ticks; empty when it is gone or a zombie. Our own dead are reaped."""
+    """`born`; our own dead are reaped before."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         pass
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+    return born(pid)
 
 
 def _signal(pid: int, number: int, *, group: bool = False) -> None:

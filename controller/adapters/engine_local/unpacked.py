@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.engine_local.processes import born
 from controller.adapters.engine_local.sealed import seal_file
 from controller.adapters.oci.cleaning import GRACE_SECONDS, LARGEST_MANIFEST_BYTES, SHORTEST_GRACE_SECONDS, Removed, Swept
 from controller.adapters.oci.layout import Layout, disk_error
@@ -144,9 +145,8 @@ def _may_run(place: Path) -> bool:
 
 def _is_alive(process: dict[str, Any]) -> bool:
     try:
-        fields = Path(f"/proc/{int(process['pid'])}/stat").read_text().rpartition(")")[2].split()
-        return fields[0] != "Z" and fields[19] == process["born"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return bool(process["born"]) and born(int(process["pid"])) == process["born"]
+    except (ValueError, KeyError, IndexError, TypeError):
         return False
 
 
